@@ -1,0 +1,254 @@
+"""RunConfig: every setting of a run, as a tree of frozen pydantic models; load, merge, validate, dump.
+
+Layers: defaults < what the clip source recommends < recipe < flags < `--set a.b=value`. The resolved tree is saved as
+`config.yaml` in the run folder and is itself a valid recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mgmae_cli.errors import ConfigError, did_you_mean
+from mgmae_cli.yaml_files import parse_yaml, read_yaml
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+ModelName = Literal["tiny", "small", "base", "large", "huge"]
+
+
+class MaskConfig(Section):
+    name: str = Field("motion", description="masking strategy; `mgmae plugins` lists them")
+    ratio: float = Field(0.9, gt=0, lt=1, description="share of masked tokens")
+    options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own options")
+
+
+class FlowConfig(Section):
+    name: str = Field("dis", description="flow estimator, for strategies that use flow")
+    options: dict[str, Any] = Field(default_factory=dict, description="the estimator's own options")
+
+
+class DataConfig(Section):
+    source: str = Field("auto", description="clip source; auto: `shapes` without a path, else what the path is")
+    path: Path | None = Field(None, description="a video, a folder of videos, or a list file")
+    root: Path | None = Field(None, description="folder that a list's relative paths start from; default: the list's")
+    frames: int = Field(16, ge=2, description="frames of a clip")
+    size: int | tuple[int, int] = Field(224, description="pixels after cropping: one side, or [height, width]")
+    stride: int = Field(4, ge=1, description="source frames from one clip frame to the next")
+    sampling: Literal["stride", "segments"] = Field("stride", description="dense window, or one frame a segment (TSN)")
+    crop: Literal["multi_scale", "random_resized", "center", "none"] = "multi_scale"
+    flip: float = Field(0.0, ge=0, le=1, description="chance of a horizontal flip; 0 where labels know left from right")
+    samples_per_video: int = Field(1, ge=1, description="crops and masks drawn from each decoded video (repeated sampling)")
+    min_frames: int = Field(2, ge=1, description="videos with fewer frames are skipped as unreadable")
+    max_bad_share: float = Field(0.2, ge=0, le=1, description="stop when more than this share of videos is unreadable")
+    workers: int | Literal["auto"] = Field("auto", description="loader processes; auto: from the machine's cores")
+    options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+
+class ModelConfig(Section):
+    name: ModelName = Field("small", description="encoder preset")
+    tubelet: int = Field(2, ge=1, description="frames per token")
+    patch: int = Field(16, ge=1, description="pixels per token side")
+    decoder_depth: int = Field(4, ge=1, description="decoder blocks")
+    decoder_mask: Literal["none", "running_cell"] = Field("none", description="decode all masked tokens, or V2's half")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+
+
+class TrainConfig(Section):
+    steps: int | None = Field(None, ge=1, description="optimiser steps; instead of epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the videos; instead of steps")
+    batch_size: int = Field(32, ge=1, description="clips per forward pass and device, repeated samples counted")
+    accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
+    base_lr: float = Field(1.5e-4, gt=0, description="learning rate per 256 clips a step")
+    min_base_lr: float = Field(1e-5, ge=0, description="where the cosine ends, per 256 clips a step")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given; keep one")
+        return self
+
+
+class RunSection(Section):
+    out: Path = Field(Path("runs/pretrain"), description="run folder")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on the CPU")
+    compile: bool = Field(False, description="torch.compile the model")
+    log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl; the loss is read only then")
+    save_every: int = Field(0, ge=0, description="steps between kept checkpoints; 0: only the last ones")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between resume checkpoints")
+    keep_last: int = Field(2, ge=1, description="resume checkpoints kept")
+    pictures: bool = Field(True, description="draw the loss curve and reconstructions at the end")
+
+
+class RunConfig(Section):
+    """All settings of a pre-training run."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds weights, data order, crops and masks")
+    mask: MaskConfig = MaskConfig()
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunSection = RunSection()
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings: `values` maps dotted keys to values; `origin` says where an error should point."""
+
+    origin: str
+    values: Mapping[str, Any]
+    origins: Mapping[str, str] | None = None  # per key, where one layer has several (flags)
+
+    def origin_of(self, key: str) -> str:
+        return (self.origins or {}).get(key, self.origin)
+
+
+# A new choice on a higher layer drops what lower layers said about the old one.
+_NAMED = {"mask.name": "mask.options", "flow.name": "flow.options", "data.source": "data.options"}
+_EXCLUSIVE = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
+OPEN_KEYS = tuple(f"{options}." for options in _NAMED.values())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of a nested mapping. Empty mappings yield nothing; lists are values."""
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge layers, later over earlier; return the dotted values and where each came from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def drop(match: str) -> None:
+        for key in [key for key in values if key == match or key.startswith(f"{match}.")]:
+            del values[key], origins[key]
+
+    for layer in layers:
+        for key, options in _NAMED.items():
+            if key in layer.values and key in values and layer.values[key] != values[key]:
+                drop(options)
+        for key, other in _EXCLUSIVE.items():
+            if layer.values.get(key) is not None and layer.values.get(other) is None:
+                drop(other)
+        for key, value in layer.values.items():
+            values[key] = value
+            origins[key] = layer.origin_of(key)
+    return values, origins
+
+
+def recipe_layer(path: Path) -> Layer:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: no such file, or not a mapping of settings.
+    """
+    return Layer(str(path), dict(flatten(read_yaml(path))))
+
+
+def set_layer(assignments: Sequence[str]) -> Layer:
+    """Parse `--set a.b=value` arguments; values are read as YAML.
+
+    Raises:
+        ConfigError: an argument without '='.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, as in --set train.base_lr=3e-4")
+        parsed = parse_yaml(value, f"--set {key}")
+        values.update(flatten({key.strip(): parsed}))
+    return Layer("--set", values, {key: f"--set {key}" for key in values})
+
+
+def build(values: Mapping[str, Any], origins: Mapping[str, str], model: type[RunConfig] = RunConfig) -> RunConfig:
+    """Validate dotted values into a config.
+
+    Raises:
+        ConfigError: naming every problem with its origin, key and, for unknown keys, the nearest known one.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{origins.get(key, '')}: {key}: {parent!r} is a value, not a section")
+        if isinstance(node.get(leaf), dict) and not isinstance(value, dict):
+            raise ConfigError(f"{origins.get(key, '')}: {key}: is a section, not a value ({value!r})")
+        node[leaf] = value
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, model, origins))) from None
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], prefix: str = ""
+) -> Iterator[str]:
+    """Yield one line a problem: where it was said, the dotted key, the value, and the fix.
+
+    Args:
+        prefix: dotted path of `model` inside the config, as in "mask.options.".
+    """
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        dotted = prefix + ".".join(path)
+        known = list(_known_keys(model, prefix))
+        key = next((k for k in sorted(origins, key=len, reverse=True) if dotted == k or dotted.startswith(f"{k}.")), None)
+        where = origins.get(key or "", "") or next((o for k, o in origins.items() if k.startswith(f"{dotted}.")), "")
+        place = f"{where}: " if where else ""
+        named = "" if where.endswith(dotted) else f"{dotted}: "
+        if problem["type"] == "extra_forbidden":
+            yield f"{place}{named}unknown key{did_you_mean(dotted, known)}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            value = problem["input"]
+            said = "" if isinstance(value, dict | BaseModel) else f"{value!r}: "
+            yield f"{place}{named}{said}{message[0].lower()}{message[1:]}"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+
+
+def dump(config: BaseModel, header: str = "") -> str:
+    """Return a config as YAML that loads back to an equal config; `header` becomes comment lines."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False, width=110)
+    return "".join(f"# {line}\n" for line in header.splitlines()) + text
