@@ -48,7 +48,9 @@ class DataConfig(Section):
     sampling: Literal["stride", "segments"] = Field("stride", description="dense window, or one frame a segment (TSN)")
     crop: Literal["multi_scale", "random_resized", "center", "none"] = "multi_scale"
     flip: float = Field(0.0, ge=0, le=1, description="chance of a horizontal flip; 0 where labels know left from right")
-    samples_per_video: int = Field(1, ge=1, description="crops and masks drawn from each decoded video (repeated sampling)")
+    samples_per_video: int = Field(
+        1, ge=1, description="crops and masks drawn from each decoded video (repeated sampling)"
+    )
     min_frames: int = Field(2, ge=1, description="videos with fewer frames are skipped as unreadable")
     max_bad_share: float = Field(0.2, ge=0, le=1, description="stop when more than this share of videos is unreadable")
     workers: int | Literal["auto"] = Field("auto", description="loader processes; auto: from the machine's cores")
@@ -228,7 +230,9 @@ def explain(
         path = [str(part) for part in problem["loc"]]
         dotted = prefix + ".".join(path)
         known = list(_known_keys(model, prefix))
-        key = next((k for k in sorted(origins, key=len, reverse=True) if dotted == k or dotted.startswith(f"{k}.")), None)
+        key = next(
+            (k for k in sorted(origins, key=len, reverse=True) if dotted == k or dotted.startswith(f"{k}.")), None
+        )
         where = origins.get(key or "", "") or next((o for k, o in origins.items() if k.startswith(f"{dotted}.")), "")
         place = f"{where}: " if where else ""
         named = "" if where.endswith(dotted) else f"{dotted}: "

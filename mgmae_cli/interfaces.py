@@ -199,8 +199,10 @@ class MaskStrategy(ABC):
         return None
 
 
-def checked_mask(strategy: MaskStrategy, inputs: MaskInputs) -> Tensor:
-    """Sample a mask and check its shape, dtype and visible counts.
+def checked_mask(strategy: MaskStrategy, inputs: MaskInputs, count: bool = True) -> Tensor:
+    """Sample a mask and check its shape and dtype and, with `count`, how many tokens each clip shows.
+
+    Counting waits for the device; on a GPU it is worth doing once a run, on the CPU always.
 
     Raises:
         PluginError: naming the strategy, what it returned, and what was expected.
@@ -213,7 +215,7 @@ def checked_mask(strategy: MaskStrategy, inputs: MaskInputs) -> Tensor:
     if mask.device != inputs.device:
         raise PluginError(f"mask {strategy.name!r} returned a mask on {mask.device}; the clip is on {inputs.device}")
     visible = strategy.visible_tokens(inputs.grid, inputs.ratio)
-    if mask.device.type == "cpu":  # on a GPU the check would wait for the device; masks are the same there
+    if count:
         counts = (~mask).sum(1)
         if not bool((counts == visible).all()):
             raise PluginError(
@@ -248,6 +250,7 @@ class ClipRequest:
         sampling: "stride" (a window of `frames * stride` frames) or "segments" (one frame from each of T equal parts).
         min_frames: videos with fewer frames are unreadable.
         place: None draws the place in time from the generator; 0.0 to 1.0 fixes it (0.5: the middle), for testing.
+        wants_truth: whether somebody will use the exact flow; sources fill `Clip.truth` only then.
     """
 
     frames: int
@@ -259,6 +262,7 @@ class ClipRequest:
     sampling: Literal["stride", "segments"] = "stride"
     min_frames: int = 2
     place: float | None = None
+    wants_truth: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,12 +286,14 @@ class ClipSource(ABC):
     """A set of videos. Subclass it, give it a `name`, register it by `mgmae_register_clip_sources`.
 
     `recommended` holds config keys (dotted) whose defaults differ for this source: they lie under the recipe and the
-    flags. Sources are pickled into the loader's workers: open files in `load`, not in `__init__`.
+    flags. `needs_path` is False for sources that make their clips. Sources are pickled into the loader's workers: open
+    files in `load`, not in `__init__`.
     """
 
     name: ClassVar[str]
     recommended: ClassVar[Mapping[str, Any]] = {}
     knows_flow: ClassVar[bool] = False
+    needs_path: ClassVar[bool] = True
 
     class Options(PluginOptions):
         """No options."""
@@ -339,4 +345,3 @@ def derive_generator(*parts: int) -> torch.Generator:
         state = state * 0x94D049BB133111EB % 2**64
         state ^= state >> 31
     return torch.Generator().manual_seed(state % (2**63))
-
