@@ -1,0 +1,306 @@
+"""VideoMAE: an encoder that sees only the visible tokens, and a small decoder that predicts the masked ones.
+
+Papers: VideoMAE (arXiv 2203.12602), V2 (arXiv 2303.16727) for decoding only a part of the masked tokens.
+Parameter names and shapes are those of the official checkpoints. Departures from the official code: tokens are gathered
+before they are embedded; clips come in as uint8 and are normalised on the device, visible tokens only; the last decoder
+block and the head work on the predicted tokens only. The results are equal.
+
+Shape suffixes: B batch, T frames, H W pixels, N tokens, V visible, M decoded, P pixels of a token, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mgmae_cli.errors import ConfigError
+from mgmae_cli.grid import ClipGrid
+from mgmae_cli.model.blocks import Block
+from mgmae_cli.model.tokens import all_tokens, gather_tokens, normalise_pixels, position_table
+
+
+@dataclass(frozen=True)
+class ViTSize:
+    """Widths, depths and heads of an encoder and of its decoder.
+
+    `hidden` is the MLP's width as a multiple of the block's.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_heads: int
+    decoder_depth: int = 4
+    hidden: float = 4.0
+
+
+# tiny is ours, for CPUs: half of ViT-Ti's depth. The rest are VideoMAE's.
+SIZES = {
+    "tiny": ViTSize(192, 6, 3, 96, 3),
+    "small": ViTSize(384, 12, 6, 192, 3),
+    "base": ViTSize(768, 12, 12, 384, 6),
+    "large": ViTSize(1024, 24, 16, 512, 8),
+    "huge": ViTSize(1280, 32, 16, 512, 8),
+}
+
+
+def preset(name: str) -> ViTSize:
+    """Return a preset's size.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"model.name: {name!r}: use one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+class TubeletEmbed(nn.Module):
+    """A linear map of each token's pixels, kept as the Conv3d that official checkpoints hold."""
+
+    def __init__(self, tubelet: int, patch: int, width: int) -> None:
+        super().__init__()
+        size = (tubelet, patch, patch)
+        self.proj = nn.Conv3d(3, width, kernel_size=size, stride=size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed (B, V, t, p, p, 3) uint8 tokens as (B, V, D)."""
+        pixels = normalise_pixels(tokens).permute(0, 1, 5, 2, 3, 4).flatten(2)
+        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class VideoEncoder(nn.Module):
+    """The ViT that sees tokens of a clip: the visible ones in pre-training, all of them afterwards.
+
+    Args:
+        grid: how clips are cut into tokens.
+        hidden: width of the MLPs as a multiple of `width`.
+        eps: of all norms.
+        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+        layer_scale: blocks carry `gamma_1` and `gamma_2`.
+        final_norm: end with a norm; False where a classifier norms the pooled tokens instead.
+        checkpointing: recompute activations in the backward pass.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        grid: ClipGrid,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: float = 4.0,
+        eps: float = 1e-6,
+        drop_path: float = 0.0,
+        layer_scale: bool = False,
+        final_norm: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.width = width
+        self.checkpointing = checkpointing
+        self.patch_embed = TubeletEmbed(grid.tubelet, grid.patch, width)
+        rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(width, heads, round(width * hidden), eps, drop_path=rate, layer_scale=layer_scale) for rate in rates
+        )
+        self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
+        self.register_buffer("positions", position_table(grid.tokens, width), persistent=False)
+        init_linear(self.blocks)
+
+    def forward(self, clip: Tensor, visible_index: Tensor) -> Tensor:
+        """Encode the tokens (B, V) named by `visible_index` of a (B, 3, T, H, W) uint8 clip; return (B, V, D)."""
+        tokens = gather_tokens(clip, visible_index, self.grid.tubelet, self.grid.patch)
+        x = self.patch_embed(tokens) + self.positions[visible_index]
+        for block in self.blocks:
+            x = run_block(block, x, self.checkpointing)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def features(self, clip: Tensor, layer: int | None = None) -> Tensor:
+        """Encode all tokens of a (B, 3, T, H, W) uint8 clip; return (B, N, D).
+
+        Args:
+            layer: return the output of this block (1 to depth; 0 is the embedding) without the final norm; None: the
+                encoder's output.
+        """
+        if layer is not None:
+            return self.hidden_states(clip, [layer])[0]
+        x = self.hidden_states(clip, [len(self.blocks)])[0]
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def hidden_states(self, clip: Tensor, layers: Collection[int]) -> list[Tensor]:
+        """Return the outputs (B, N, D) of several blocks, in rising order, without the final norm.
+
+        Args:
+            clip: (B, 3, T, H, W) uint8.
+            layers: block numbers from 1 to depth; 0 is the embedding.
+
+        Raises:
+            ConfigError: a layer that the encoder does not have.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer <= len(self.blocks)]
+        if wrong:
+            raise ConfigError(f"layer {wrong[0]}: the encoder has layers 0 (embedding) to {len(self.blocks)}")
+        tokens = all_tokens(clip, self.grid.tubelet, self.grid.patch)
+        x = self.patch_embed(tokens) + self.positions
+        states = [x] if 0 in layers else []
+        for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            x = run_block(block, x, self.checkpointing)
+            if number in layers:
+                states.append(x)
+        return states
+
+
+class Decoder(nn.Module):
+    """Blocks over visible and mask tokens, and a head that predicts the pixels of the latter."""
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: float,
+        outputs: int,
+        eps: float,
+        norm_eps: float,
+        layer_scale: bool,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.blocks = nn.ModuleList(
+            Block(width, heads, round(width * hidden), eps, layer_scale=layer_scale) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.head = nn.Linear(width, outputs)
+        init_linear(self)
+
+    def forward(self, x: Tensor, num_outputs: int) -> Tensor:
+        """Return predictions (B, M, values) for the last `num_outputs` = M tokens of (B, V + M, D)."""
+        for block in self.blocks[:-1]:
+            x = run_block(block, x, self.checkpointing)
+        x = run_block(self.blocks[-1], x, self.checkpointing, num_outputs)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+class VideoMAE(nn.Module):
+    """The pre-training model.
+
+    Args:
+        grid: how clips are cut into tokens.
+        size: widths, depths and heads.
+        eps: of the norms; `decoder_norm_eps` of the decoder's last, where it differs.
+        layer_scale: blocks carry `gamma_1` and `gamma_2`.
+        checkpointing: recompute activations in the backward pass.
+    """
+
+    decoder_positions: Tensor
+
+    def __init__(
+        self,
+        grid: ClipGrid,
+        size: ViTSize,
+        eps: float = 1e-6,
+        decoder_norm_eps: float | None = None,
+        layer_scale: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.size = size
+        self.encoder = VideoEncoder(
+            grid,
+            size.width,
+            size.depth,
+            size.heads,
+            hidden=size.hidden,
+            eps=eps,
+            layer_scale=layer_scale,
+            checkpointing=checkpointing,
+        )
+        self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        self.decoder = Decoder(
+            size.decoder_width,
+            size.decoder_depth,
+            size.decoder_heads,
+            size.hidden,
+            grid.token_values,
+            eps,
+            decoder_norm_eps or eps,
+            layer_scale,
+            checkpointing,
+        )
+        table = position_table(grid.tokens, size.decoder_width)
+        self.register_buffer("decoder_positions", table, persistent=False)
+
+    def forward(self, clip: Tensor, visible_index: Tensor, decode_index: Tensor) -> Tensor:
+        """Predict tokens from others.
+
+        Args:
+            clip: (B, 3, T, H, W) uint8.
+            visible_index: (B, V) long, the tokens that the encoder sees.
+            decode_index: (B, M) long, the tokens to predict: the masked ones, or a part of them.
+
+        Returns:
+            (B, M, t*p*p*3), colour fastest, to compare with `tokens.pixel_targets`.
+        """
+        visible = self.encoder_to_decoder(self.encoder(clip, visible_index))
+        visible = visible + self.decoder_positions[visible_index]
+        masked = self.mask_token + self.decoder_positions[decode_index]
+        return self.decoder(torch.cat([visible, masked], dim=1), decode_index.shape[1])  # type: ignore[no-any-return]
+
+
+def pretrain_loss(predictions: Tensor, targets: Tensor, scored: Tensor | None = None) -> Tensor:
+    """Return the mean squared error over scored tokens.
+
+    Args:
+        predictions, targets: (B, M, P * 3).
+        scored: (B, M) bool, from the running cell; None where all are.
+    """
+    if scored is None:
+        return F.mse_loss(predictions.float(), targets)
+    errors = (predictions.float() - targets).square().mean(dim=2)
+    return (errors * scored).sum() / scored.sum().clamp(min=1)
+
+
+def build_videomae(
+    name: str, grid: ClipGrid, seed: int, decoder_depth: int = 4, checkpointing: bool = False
+) -> VideoMAE:
+    """Return a preset with weights that depend on `seed` alone; torch's global generator is left as it was.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    size = replace(preset(name), decoder_depth=decoder_depth)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VideoMAE(grid, size, checkpointing=checkpointing)
+
+
+def run_block(block: nn.Module, x: Tensor, checkpointing: bool, num_outputs: int | None = None) -> Tensor:
+    """Call a block, keeping or recomputing its activations."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, x, num_outputs, use_reentrant=False)  # type: ignore[no-any-return]
+    return block(x, num_outputs)  # type: ignore[no-any-return]
+
+
+def init_linear(module: nn.Module) -> None:
+    """Draw linear layers from Xavier's uniform distribution with zero biases, as VideoMAE does in pre-training.
+
+    The tubelet embedding and `encoder_to_decoder` keep torch's own initialisation there, and so here.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
