@@ -1,0 +1,71 @@
+"""Run a two-frame flow method of OpenCV over the frame pairs of a batch: what `dis` and `tvl1` share.
+
+Every frame is turned grey (and made smaller) once, however many pairs it is part of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgmae_cli.errors import ConfigError
+from mgmae_cli.interfaces import FlowRequest
+
+Frame = np.ndarray[Any, np.dtype[np.uint8]]
+FlowField = np.ndarray[Any, np.dtype[np.float32]]
+
+SMALLEST_SIDE = 16  # pixels after scaling; DIS refuses less than 12, and is poor below 16
+
+
+def grey_frames(clip: Tensor, height: int, width: int) -> list[Frame]:
+    """Return the T frames of one (3, T, H, W) uint8 clip in grey, made smaller by area to height x width."""
+    import cv2
+
+    planes = clip.cpu().contiguous().numpy()
+    frames, full_height, full_width = planes.shape[1:]
+    # The clip is planar and cv2 wants interleaved colour: merging planes is 15 times faster than a permuted copy.
+    colour = cv2.merge([plane.reshape(-1, full_width) for plane in planes])
+    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).reshape(frames, full_height, full_width)
+    if (height, width) == (full_height, full_width):
+        return list(grey)
+    return [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in grey]
+
+
+def estimate_on_grey(
+    request: FlowRequest, scale: int, estimate_pair: Callable[[Frame, Frame], FlowField], name: str
+) -> Tensor:
+    """Estimate the requested flows on grey frames.
+
+    Args:
+        scale: frames are made this many times smaller first; 1 keeps them.
+        estimate_pair: (h, w) grey frames `source` and `target` -> (h, w, 2) flow in pixels of those frames.
+        name: the estimator's name, for the error.
+
+    Returns:
+        (B, P, 2, h, w) float32 with h = round(H / scale): values in pixels of the clip, on the clip's device. Cell
+        (i, j) of a reduced grid stands for the block of pixels that it covers.
+
+    Raises:
+        ConfigError: the scaled frames are smaller than `SMALLEST_SIDE`.
+    """
+    batch, _, _, full_height, full_width = request.clip.shape
+    height, width = round(full_height / scale), round(full_width / scale)
+    if min(height, width) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"flow {name!r}: frames of {full_height} x {full_width} at scale {scale} are {height} x {width} pixels, "
+            f"and it needs {SMALLEST_SIDE}; use a smaller flow.options.scale or a larger data.size"
+        )
+    source, target = request.source.tolist(), request.target.tolist()
+    flow = torch.empty(batch, request.source.shape[1], 2, height, width)
+    for row in range(batch):
+        frames = grey_frames(request.clip[row], height, width)
+        for pair, (start, end) in enumerate(zip(source[row], target[row])):
+            field = estimate_pair(frames[start], frames[end])
+            flow[row, pair] = torch.from_numpy(field).permute(2, 0, 1)
+    if (height, width) != (full_height, full_width):
+        flow *= torch.tensor([full_width / width, full_height / height]).view(2, 1, 1)
+    return flow.to(request.clip.device)

@@ -1,0 +1,186 @@
+"""RAFT (Teed and Deng, arXiv 2003.12039) over many frame pairs, with torchvision's modules and less work.
+
+Calling torchvision's model pair by pair encodes every inner frame of a clip twice and upsamples after every iteration.
+Here
+    - every frame passes the feature encoder once, and every source frame the context encoder once;
+    - the correlation pyramid is made by pooling the target's features: pooling is linear, so the values are the same;
+    - the context's share of the GRU's convolutions, constant over the iterations, is computed once;
+    - only the last iteration is upsampled, and on the coarsest grid not even that one.
+The flow equals that of torchvision's model but for rounding.
+
+Shape suffixes: P pairs, C features, h w the grid at 1/8 of the frames' H W, Q = h * w its cells.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 8  # pixels a side of one feature cell
+SMALLEST_SIDE = 128  # pixels: the coarsest of the four correlation levels needs 2 x 2 cells
+# What passes at once. On a CPU little, so that it stays in the cache; on a GPU much, bounded by memory.
+CPU_FRAMES, CPU_PAIRS = 1, 2
+GPU_CELLS = 128 * 28**2  # cells of all frames in the encoders: 128 frames of 224 x 224
+GPU_CORRELATIONS = 128 * 28**4  # correlations of all pairs: 128 pairs of 224 x 224, 0.4 GB
+
+
+def flow_of_pairs(
+    model: Any, frames: Tensor, source: Tensor, target: Tensor, iterations: int, scale: int = 1, bf16: bool = False
+) -> Tensor:
+    """Estimate the flow of many pairs of frames.
+
+    Args:
+        model: torchvision's `raft_small` or `raft_large`, in evaluation mode.
+        frames: (F, 3, H, W) in [-1, 1]; H and W multiples of 8, at least `SMALLEST_SIDE`.
+        source, target: (P,) long: numbers of frames.
+        iterations: updates of the flow.
+        scale: 1, 2, 4 or 8; the flow comes on a grid this many times smaller.
+        bf16: run the networks under bf16 autocast; correlations and flow stay in fp32.
+
+    Returns:
+        (P, 2, H / scale, W / scale) float32 in pixels of the frames.
+    """
+
+    def autocast() -> AbstractContextManager[object]:
+        return torch.autocast(frames.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    cells = frames.shape[-2] * frames.shape[-1] // STRIDE**2
+    on_cpu = frames.device.type == "cpu"
+    frames_at_once = CPU_FRAMES if on_cpu else max(1, GPU_CELLS // cells)
+    pairs_at_once = CPU_PAIRS if on_cpu else max(1, GPU_CORRELATIONS // cells**2)
+
+    with torch.no_grad():
+        used, place = torch.unique(torch.stack([source, target]), return_inverse=True)
+        used_sources, source_place = torch.unique(source, return_inverse=True)
+        with autocast():
+            features = torch.cat([model.feature_encoder(frames[part]) for part in used.split(frames_at_once)])
+            contexts = torch.cat([model.context_encoder(frames[part]) for part in used_sources.split(frames_at_once)])
+        features = features.float()
+        flows = []
+        for start in range(0, len(source), pairs_at_once):
+            pairs = slice(start, start + pairs_at_once)
+            pyramid = correlation_pyramid(
+                features[place[0, pairs]], features[place[1, pairs]], model.corr_block.num_levels
+            )
+            with autocast():
+                flow, state = _refine(model, contexts[source_place[pairs]], pyramid, iterations)
+                flows.append(_on_grid(model, flow, state, scale))
+    return torch.cat(flows)
+
+
+def _refine(model: Any, context: Tensor, pyramid: list[Tensor], iterations: int) -> tuple[Tensor, Tensor]:
+    """Return the (P, 2, h, w) flow in cells after `iterations` updates, and the last hidden state."""
+    block = model.update_block
+    state, context = torch.split(context, [block.hidden_state_size, context.shape[1] - block.hidden_state_size], dim=1)
+    state, context = torch.tanh(state), F.relu(context)
+    recurrent = block.recurrent_block
+    # raft_small has one GRU, and a plain function in the place of the second
+    grus = [Gru(gru, context) for gru in (recurrent.convgru1, recurrent.convgru2) if isinstance(gru, nn.Module)]
+    cells_P2hw = cell_coordinates(pyramid[0])
+    flow = torch.zeros_like(cells_P2hw)
+    for _ in range(iterations):
+        correlation = look_up(pyramid, cells_P2hw + flow, model.corr_block.radius)
+        motion = block.motion_encoder(flow, correlation)
+        for gru in grus:
+            state = gru(state, motion)
+        flow = flow + block.flow_head(state).float()
+    return flow, state
+
+
+class Gru:
+    """One of torchvision's convolutional GRUs, with the context's share of its convolutions computed once.
+
+    A GRU's convolutions see (hidden state, context, motion features); only the context stays the same.
+    """
+
+    def __init__(self, gru: Any, context: Tensor) -> None:
+        convolutions = (gru.convz, gru.convr, gru.convq)
+        weight = torch.cat([convolution.weight for convolution in convolutions])
+        bias = torch.cat([convolution.bias for convolution in convolutions])
+        hidden, fixed = gru.convz.out_channels, context.shape[1]
+        of_state, of_context, of_motion = torch.split(weight, [hidden, fixed, weight.shape[1] - hidden - fixed], dim=1)
+        varying = torch.cat([of_state, of_motion], dim=1)
+        self.gate_weight, self.candidate_weight = torch.split(varying, [2 * hidden, hidden])
+        self.padding = gru.convz.padding
+        from_context = F.conv2d(context, of_context, bias, padding=self.padding)
+        self.gate_context, self.candidate_context = torch.split(from_context, [2 * hidden, hidden], dim=1)
+
+    def __call__(self, state: Tensor, motion: Tensor) -> Tensor:
+        """Return the next hidden state."""
+        gates = F.conv2d(torch.cat([state, motion], dim=1), self.gate_weight, padding=self.padding)
+        update, reset = torch.sigmoid(gates + self.gate_context).chunk(2, dim=1)
+        candidate = F.conv2d(torch.cat([reset * state, motion], dim=1), self.candidate_weight, padding=self.padding)
+        return state + update * (torch.tanh(candidate + self.candidate_context) - state)
+
+
+def correlation_pyramid(source_PChw: Tensor, target_PChw: Tensor, levels: int) -> list[Tensor]:
+    """Return the correlations of each source cell with all target cells, (P * Q, 1, h, w), on ever coarser targets."""
+    features = source_PChw.shape[1]
+    source_PQC = source_PChw.flatten(2).transpose(1, 2) / features**0.5
+    pyramid = []
+    for level in range(levels):
+        if level:
+            target_PChw = F.avg_pool2d(target_PChw, 2)
+        correlation = torch.bmm(source_PQC, target_PChw.flatten(2))
+        pyramid.append(correlation.view(-1, 1, *target_PChw.shape[-2:]))
+    return pyramid
+
+
+def cell_coordinates(correlation: Tensor) -> Tensor:
+    """Return (P, 2, h, w): the x and y of every cell, for the finest level of a correlation pyramid."""
+    height, width = correlation.shape[-2:]
+    y, x = torch.meshgrid(
+        torch.arange(height, device=correlation.device, dtype=torch.float32),
+        torch.arange(width, device=correlation.device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack([x, y]).repeat(correlation.shape[0] // (height * width), 1, 1, 1)
+
+
+def look_up(pyramid: list[Tensor], position_P2hw: Tensor, radius: int) -> Tensor:
+    """Return the correlations around a position for every cell: (P, levels * (2 * radius + 1)^2, h, w).
+
+    As in the published code, the window's first axis runs along x.
+    """
+    pairs, _, height, width = position_P2hw.shape
+    steps = torch.arange(-radius, radius + 1, device=position_P2hw.device, dtype=torch.float32)
+    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+    centre = position_P2hw.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
+    found = []
+    for level, correlation in enumerate(pyramid):
+        last_cell = torch.tensor(
+            [correlation.shape[-1] - 1, correlation.shape[-2] - 1], device=centre.device, dtype=torch.float32
+        )
+        place = (centre / 2**level + window) * (2 / last_cell) - 1
+        found.append(F.grid_sample(correlation, place, align_corners=True).view(pairs, height, width, -1))
+    return torch.cat(found, dim=-1).permute(0, 3, 1, 2)
+
+
+def _on_grid(model: Any, flow: Tensor, state: Tensor, scale: int) -> Tensor:
+    """Return flow in pixels on a grid `scale` times smaller than the frames, from flow in cells at 1/8."""
+    if model.mask_predictor is None:
+        height, width = (STRIDE * side for side in flow.shape[-2:])
+        full = STRIDE * F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=True)
+    elif scale == STRIDE:
+        return STRIDE * flow  # each cell is the centre of those that the convex upsampling mixes for its pixels
+    else:
+        full = upsample_convex(flow, model.mask_predictor(state).float())
+    return full if scale == 1 else F.avg_pool2d(full, scale)
+
+
+def upsample_convex(flow: Tensor, logits: Tensor) -> Tensor:
+    """Return (P, 2, 8 h, 8 w) flow in pixels, each a mixture of the 3 x 3 cells around its own by softmax weights.
+
+    Args:
+        flow: (P, 2, h, w) in cells.
+        logits: (P, 9 * 8 * 8, h, w).
+    """
+    pairs, _, height, width = flow.shape
+    weight = logits.view(pairs, 1, 9, STRIDE, STRIDE, height, width).softmax(dim=2)
+    around = F.unfold(STRIDE * flow, kernel_size=3, padding=1).view(pairs, 2, 9, 1, 1, height, width)
+    mixed = (weight * around).sum(dim=2)
+    return mixed.permute(0, 1, 4, 2, 5, 3).reshape(pairs, 2, STRIDE * height, STRIDE * width)
