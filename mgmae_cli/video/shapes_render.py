@@ -13,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from mgmae_cli.interfaces import TruthFlow
-from mgmae_cli.video.shapes_scene import SPRITE_REACH, Bytes, Floats, Scene, Sprite
+from mgmae_cli.video.shapes_scene import SPRITE_REACH, Bytes, Floats, Places, Scene, Sprite
 
-WAVE_NUMBER = 2.0  # radians per radius: a wave is about three radii long
+WAVE_NUMBER = np.float32(2)  # radians per radius: a wave is about three radii long
 OUTSIDE = 255  # layer number of what no pixel of a frame shows
 
 
 def render(scene: Scene, height: int, width: int) -> tuple[Bytes, Bytes]:
     """Return the frames (T, H, W, 3) and (T, H, W) the number of the layer that each pixel shows, 0 the background."""
-    half = np.array([width - 1, height - 1]) / 2
-    frames = np.stack([cv2.getRectSubPix(scene.background, (width, height), corner + half) for corner in scene.corner])
+    middle = scene.corner + complex(width - 1, height - 1) / 2
+    frames = np.empty((len(middle), height, width, 3), np.uint8)
     layers = np.zeros(frames.shape[:3], np.uint8)
+    for frame, place in zip(frames, middle.tolist()):
+        cv2.getRectSubPix(scene.background, (width, height), (place.real, place.imag), frame)
     for number, sprite in enumerate(scene.sprites, start=1):
         _paint(sprite, number, frames, layers)
     return frames, layers
@@ -33,97 +35,100 @@ def _paint(sprite: Sprite, number: int, frames: Bytes, layers: Bytes) -> None:
     """Blend a sprite into the frames, inside a box that follows it."""
     height, width = frames.shape[1:3]
     stretch = 1 if sprite.wave is None else 1 + 1.5 * float(np.abs(sprite.wave).max())
-    side = 2 * int(np.ceil(float(sprite.scale.max()) * stretch)) + 4
-    rows, cols = min(side, height), min(side, width)
-    corner = np.rint(sprite.centre).astype(int) - side // 2
-    left = np.clip(corner[:, 0], 0, width - cols).astype(np.float32)
-    top = np.clip(corner[:, 1], 0, height - rows).astype(np.float32)
-    dx = left[:, None] + np.arange(cols, dtype=np.float32) - sprite.centre[:, :1]
-    dy = top[:, None] + np.arange(rows, dtype=np.float32) - sprite.centre[:, 1:]
-    cos, sin = np.cos(sprite.angle) / sprite.scale, np.sin(sprite.angle) / sprite.scale
-    x = (cos[:, None] * dx)[:, None, :] + (sin[:, None] * dy)[:, :, None]
-    y = (cos[:, None] * dy)[:, :, None] - (sin[:, None] * dx)[:, None, :]
-    if sprite.wave is not None:
-        x, y = _bend(sprite, x, y, sprite.wave[:, None, None])
-    sampled = _sample(sprite.picture, x.reshape(-1, cols), y.reshape(-1, cols)).reshape(len(frames), rows, cols, 4)
-    for frame, layer, patch, row, col in zip(frames, layers, sampled, top.astype(int), left.astype(int)):
-        box = np.s_[row : row + rows, col : col + cols]
-        opacity = patch[..., 3]
-        weight = opacity * np.float32(1 / 255)
-        frame[box] = cv2.blendLinear(
-            np.ascontiguousarray(patch[..., :3]), np.ascontiguousarray(frame[box]), weight, 1 - weight
-        )
-        layer[box][opacity > 127] = number
+    reach = int(np.ceil(float(np.abs(sprite.pose).max()) * stretch)) + 2
+    rows, cols = min(2 * reach, height), min(2 * reach, width)
+    left = np.clip(np.rint(sprite.centre.real).astype(int) - reach, 0, width - cols)
+    top = np.clip(np.rint(sprite.centre.imag).astype(int) - reach, 0, height - rows)
+    corner = (left + 1j * top - sprite.centre).astype(np.complex64)[:, None, None]
+    point = corner + _pixels(rows, cols)
+    point /= sprite.pose[:, None, None]
+    frame = np.arange(len(frames))[:, None, None]
+    sampled = _sample(sprite.picture, _bend(sprite, point, frame).reshape(-1, cols))
+    colour, opacity = cv2.cvtColor(sampled, cv2.COLOR_BGRA2BGR), cv2.extractChannel(sampled, 3)
+    boxes = [np.s_[t, y : y + rows, x : x + cols] for t, (x, y) in enumerate(zip(left.tolist(), top.tolist()))]
+    behind = np.concatenate([frames[box] for box in boxes])
+    weight = opacity * np.float32(1 / 255)
+    blended = cv2.blendLinear(colour, behind, weight, 1 - weight).reshape(-1, rows, cols, 3)
+    covered = (opacity > 127).reshape(-1, rows, cols)
+    for box, patch, mine in zip(boxes, blended, covered):
+        frames[box] = patch
+        np.putmask(layers[box], mine, number)
 
 
-def _sample(picture: Bytes, x: Floats, y: Floats) -> Bytes:
-    """Sample a sprite's picture at places in radii from its centre, bilinearly."""
+def _pixels(rows: int, cols: int) -> Places:
+    """Return (rows, cols) places of pixels."""
+    places: Places = np.arange(cols, dtype=np.complex64) + 1j * np.arange(rows, dtype=np.float32)[:, None]
+    return places
+
+
+def _sample(picture: Bytes, point: Places) -> Bytes:
+    """Sample a sprite's picture at points of its shape, bilinearly."""
     middle = (len(picture) - 1) / 2
-    scale = middle / SPRITE_REACH
-    sampled: Bytes = cv2.remap(picture, x * scale + middle, y * scale + middle, cv2.INTER_LINEAR)
+    place = point * np.float32(middle / SPRITE_REACH)
+    place += np.complex64(complex(middle, middle))
+    sampled: Bytes = cv2.remap(picture, place.view(np.float32).reshape(*place.shape, 2), None, cv2.INTER_LINEAR)
     return sampled
 
 
-def _bend(sprite: Sprite, x: Floats, y: Floats, wave: Floats) -> tuple[Floats, Floats]:
-    """Carry places in the posed sprite to places in its picture."""
-    x = x + wave * np.sin(WAVE_NUMBER * y + sprite.phase[0])
-    return x, y + wave * np.sin(WAVE_NUMBER * x + sprite.phase[1])
+def _bend(sprite: Sprite, point: Places, frame: NDArray[np.int_]) -> Places:
+    """Carry points of the posed shape, as bent in `frame`, to points of the unbent one.
+
+    Two shears, one after the other: each is undone exactly, so that flow is exact under bending too.
+    """
+    if sprite.wave is None:
+        return point
+    wave = sprite.wave[frame]
+    x = point.real + wave * np.sin(WAVE_NUMBER * point.imag + np.float32(sprite.phase[0]))
+    bent: Places = x + 1j * (point.imag + wave * np.sin(WAVE_NUMBER * x + np.float32(sprite.phase[1])))
+    return bent
 
 
-def _unbend(sprite: Sprite, x: Floats, y: Floats, wave: Floats) -> tuple[Floats, Floats]:
+def _unbend(sprite: Sprite, point: Places, frame: NDArray[np.int_]) -> Places:
     """Undo `_bend`."""
-    y = y - wave * np.sin(WAVE_NUMBER * x + sprite.phase[1])
-    return x - wave * np.sin(WAVE_NUMBER * y + sprite.phase[0]), y
+    if sprite.wave is None:
+        return point
+    wave = sprite.wave[frame]
+    y = point.imag - wave * np.sin(WAVE_NUMBER * point.real + np.float32(sprite.phase[1]))
+    unbent: Places = point.real - wave * np.sin(WAVE_NUMBER * y + np.float32(sprite.phase[0])) + 1j * y
+    return unbent
 
 
 def truth_flow(scene: Scene, layers: Bytes) -> TruthFlow:
     """Return the exact flow between neighbouring frames, from what `render` returned."""
-    frames = np.arange(len(layers))
-    forward, hidden_forward = _flow(scene, layers, frames[:-1], frames[1:])
-    backward, hidden_backward = _flow(scene, layers, frames[1:], frames[:-1])
-    return TruthFlow(*(torch.from_numpy(array)[None] for array in (forward, backward, hidden_forward, hidden_backward)))
-
-
-def _flow(
-    scene: Scene, layers: Bytes, source: NDArray[np.int_], target: NDArray[np.int_]
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return (P, 2, H, W) flow from frames `source` to frames `target`, and where it ends hidden or outside."""
-    height, width = layers.shape[1:]
-    shown = layers[source]
-    flow = np.empty((len(source), 2, height, width), np.float32)
-    flow[:] = (scene.corner[source] - scene.corner[target])[:, :, None, None]
+    pairs, height, width = len(layers) - 1, *layers.shape[1:]
+    forward, backward = (np.empty((pairs, 2, height, width), np.float32) for _ in range(2))
+    pan = scene.corner[:-1] - scene.corner[1:]
+    for channel, step in enumerate((pan.real, pan.imag)):
+        forward[:, channel] = step[:, None, None]
+        backward[:, channel] = -step[:, None, None]
     for number, sprite in enumerate(scene.sprites, start=1):
-        pair, row, col = np.nonzero(shown == number)
-        x, y = _carry(sprite, source[pair], target[pair], col.astype(np.float32), row.astype(np.float32))
-        flow[pair, 0, row, col] = x - col
-        flow[pair, 1, row, col] = y - row
-    return flow, shown != _layer_at(layers[target], flow)
+        _move(sprite, layers == number, forward, backward)
+    truth = forward, backward, _hidden(layers[:-1], layers[1:], forward), _hidden(layers[1:], layers[:-1], backward)
+    return TruthFlow(*(torch.from_numpy(array)[None] for array in truth))
 
 
-def _carry(
-    sprite: Sprite, source: NDArray[np.int_], target: NDArray[np.int_], x: Floats, y: Floats
-) -> tuple[Floats, Floats]:
-    """Carry places in frames `source` to where the sprite takes them in frames `target`; all arguments are (n,)."""
-    dx, dy = x - sprite.centre[source, 0], y - sprite.centre[source, 1]
-    turn = np.exp(-1j * sprite.angle.astype(np.complex64)) / sprite.scale
-    point = (dx + 1j * dy) * turn[source]
-    if sprite.wave is not None:
-        px, py = _bend(sprite, point.real, point.imag, sprite.wave[source])
-        px, py = _unbend(sprite, px, py, sprite.wave[target])
-        point = px + 1j * py
-    point = point / turn[target]
-    return point.real + sprite.centre[target, 0], point.imag + sprite.centre[target, 1]
+def _move(sprite: Sprite, mine: NDArray[np.bool_], forward: Floats, backward: Floats) -> None:
+    """Write the flow of the pixels that show a sprite, (T, H, W) `mine`, into (T-1, 2, H, W) flows."""
+    frame_size = mine[0].size
+    source, pixel = divmod(np.flatnonzero(mine), frame_size)
+    here = _pixels(*mine.shape[1:]).reshape(-1)[pixel]
+    point = _bend(sprite, (here - sprite.centre[source]) / sprite.pose[source], source)
+    first, last = np.searchsorted(source, (1, len(mine) - 1)).tolist()  # pixels are in the order of time
+    for flow, step, known in ((forward, 1, np.s_[:last]), (backward, -1, np.s_[first:])):
+        target = source[known] + step
+        move = sprite.centre[target] + sprite.pose[target] * _unbend(sprite, point[known], target) - here[known]
+        place = np.minimum(source[known], target) * (2 * frame_size) + pixel[known]
+        flow.reshape(-1)[place] = move.real
+        flow.reshape(-1)[place + frame_size] = move.imag
 
 
-def _layer_at(layers: Bytes, flow: Floats) -> Bytes:
-    """Return (P, H, W) the layer that the pixel nearest to where the flow ends shows, OUTSIDE outside the frame."""
-    pairs, height, width = layers.shape
-    framed = np.full((pairs, height + 2, width + 2), OUTSIDE, np.uint8)
-    framed[:, 1:-1, 1:-1] = layers
-    x = np.clip(flow[:, 0] + np.arange(1, width + 1, dtype=np.float32), 0, width + 1)
-    y = np.clip(flow[:, 1] + np.arange(1, height + 1, dtype=np.float32)[:, None], 0, height + 1)
-    y += (height + 2) * np.arange(pairs, dtype=np.float32)[:, None, None]
-    found: Bytes = cv2.remap(
-        framed.reshape(-1, width + 2), x.reshape(-1, width), y.reshape(-1, width), cv2.INTER_NEAREST
-    )
-    return found.reshape(pairs, height, width)
+def _hidden(source: Bytes, target: Bytes, flow: Floats) -> NDArray[np.bool_]:
+    """Return (P, H, W) where the pixel nearest to the flow's end shows another layer, or lies outside the frame."""
+    x = np.arange(source.shape[2], dtype=np.float32)
+    y = np.arange(source.shape[1], dtype=np.float32)[:, None]
+    nearest = (cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, OUTSIDE)
+    hidden = np.empty(source.shape, np.bool_)
+    for pair in range(len(source)):  # pair by pair, for short arrays stay in the processor's cache
+        found = cv2.remap(target[pair], flow[pair, 0] + x, flow[pair, 1] + y, *nearest)
+        np.not_equal(source[pair], found, out=hidden[pair])
+    return hidden

@@ -4,8 +4,9 @@ A scene is a background and sprites above it. All lie in one world that the came
 the objects move in that world. Everything but the class comes from a random generator and is drawn in an order that
 does not depend on the class: at the middle of the clip's time two clips that differ only in class look the same.
 
-Lengths in the arguments are pixels of a frame whose shorter side is 64 pixels; larger frames scale them, so that a clip
-shows the same scene at any size. Time runs in source frames from the middle of the clip.
+Lengths in a Look are pixels of a frame whose shorter side is 64 pixels; larger frames scale them, so that a clip shows
+the same scene at any size. Time runs in source frames from the middle of the clip. Places are complex numbers x + iy, x
+to the right and y down, so that multiplying by exp(i angle) turns clockwise on the screen.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Places = NDArray[np.complex64]
 
 REFERENCE_SIDE = 64
+GROWTH = 0.4  # speed of the rim in approach and recede, to that in the other classes: growth adds up
 SPRITE_REACH = 1.15  # a sprite's picture covers -1.15 to 1.15 of its radius: the outline and a margin
 
 
@@ -75,23 +78,19 @@ class Look:
 class Sprite:
     """A layer that moves: its picture, and its pose at each of T times.
 
-    A point q of the picture (in radii from its centre) is seen at centre + scale * rotation(angle) * p, where the wave
-    carries p to q: q_x = p_x + wave * sin(k * p_y + phase_x), then q_y = p_y + wave * sin(k * q_x + phase_y). Each of
-    the two shears is undone exactly, so that flow is exact under deformation too.
+    The point p of the posed shape (in radii from its centre) is seen at centre + pose * p in the frame.
 
     Args:
         picture: (n, n, 4) colours and opacity.
-        centre: (T, 2) x and y in the frame.
-        angle: (T,) radians, clockwise.
-        scale: (T,) pixels per radius.
-        wave: (T,) in radii; None for rigid sprites.
-        phase: phase_x and phase_y of the wave.
+        centre: (T,) pixels.
+        pose: (T,) turn and scale: radius in pixels * exp(i angle).
+        wave: (T,) how far the shape is bent, in radii; None for rigid sprites.
+        phase: where the bending waves across and along begin, radians.
     """
 
     picture: Bytes
-    centre: Floats
-    angle: Floats
-    scale: Floats
+    centre: Places
+    pose: Places
     wave: Floats | None
     phase: tuple[float, float]
 
@@ -102,12 +101,12 @@ class Scene:
 
     Args:
         background: (h, w, 3), larger than the frame.
-        corner: (T, 2) where the frame's first pixel lies on the background, x and y.
+        corner: (T,) where the frame's first pixel lies on the background.
         sprites: from the farthest to the nearest.
     """
 
     background: Bytes
-    corner: Floats
+    corner: Places
     sprites: tuple[Sprite, ...]
 
 
@@ -120,31 +119,31 @@ def draw_scene(rng: np.random.Generator, motion: Motion, look: Look, height: int
     unit = min(height, width) / REFERENCE_SIDE
     camera = _camera_path(rng, look.camera * unit, times)
     colour = rng.uniform(88, 168, 3)
-    middle = np.array([width - 1, height - 1]) / 2 + rng.uniform(-0.1, 0.1, 2) * (width, height)
+    middle = _point(rng.uniform(0.4, 0.6, 2) * (width, height)) - (0.5 + 0.5j)
     ring = rng.uniform(12, 20) * unit
     bearing = rng.uniform(0, 2 * np.pi) + np.arange(look.objects) * (2 * np.pi / look.objects)
-    places = ring * np.stack([np.cos(bearing), np.sin(bearing)], axis=1)
     pace = rng.uniform(0.7, 1.3) * look.speed * unit
+    drift = complex(motion.x, motion.y) * pace * times
     spread = np.exp(motion.spread * pace / ring * times)
     sprites = []
-    for place in places:
-        path = middle + place * spread[:, None] + times[:, None] * (motion.x * pace, motion.y * pace)
-        sprites.append(_sprite(rng, motion, look, unit, path - camera, pace, colour, times))
+    for place in ring * np.exp(1j * bearing):
+        sprites.append(_sprite(rng, motion, look, unit, middle + place * spread + drift - camera, pace, colour, times))
     for _ in range(look.occluders):
-        spot = rng.uniform(0, 1, 2) * (width, height)
+        spot = _point(rng.uniform(0, 1, 2) * (width, height))
         sprites.append(_sprite(rng, STILL, look, unit, spot - camera, pace, colour, times))
-    background, origin = _background(rng, colour, look, unit, height, width, camera)
-    return Scene(background, (camera - origin).astype(np.float32), tuple(sprites))
+    background, origin = _background(rng, colour, look, unit, complex(width, height), camera)
+    return Scene(background, (camera - origin).astype(np.complex64), tuple(sprites))
 
 
-def _camera_path(rng: np.random.Generator, fastest: float, times: Floats) -> NDArray[np.float64]:
-    """Return (T, 2) places of the camera: a pan whose velocity changes steadily from one draw to another."""
-    radius = fastest * np.sqrt(rng.uniform(0, 1, (2, 1)))
-    heading = rng.uniform(0, 2 * np.pi, (2, 1))
-    first, last = radius * np.concatenate([np.cos(heading), np.sin(heading)], axis=1)
+def _point(pair: NDArray[np.float64]) -> complex:
+    return complex(pair[0], pair[1])
+
+
+def _camera_path(rng: np.random.Generator, fastest: float, times: Floats) -> NDArray[np.complex128]:
+    """Return (T,) places of the camera: a pan whose velocity changes steadily from one draw to another."""
+    first, last = fastest * np.sqrt(rng.uniform(0, 1, 2)) * np.exp(1j * rng.uniform(0, 2 * np.pi, 2))
     duration = max(float(times[-1] - times[0]), 1.0)
-    time = times.astype(np.float64)[:, None]
-    path: NDArray[np.float64] = (first + last) / 2 * time + (last - first) / (2 * duration) * time**2
+    path: NDArray[np.complex128] = (first + last) / 2 * times + (last - first) / (2 * duration) * times**2
     return path
 
 
@@ -153,7 +152,7 @@ def _sprite(
     motion: Motion,
     look: Look,
     unit: float,
-    path: NDArray[np.float64],
+    path: NDArray[np.complex128],
     pace: float,
     behind: NDArray[np.float64],
     times: Floats,
@@ -161,18 +160,15 @@ def _sprite(
     """Draw one sprite; it turns with `pace` at its mean rim, and grows with less, for growth adds up."""
     radius = look.size * unit
     rate = pace / radius
-    start_angle, phase_x, phase_y, phase = rng.uniform(0, 2 * np.pi, 4)
-    scale = rng.uniform(0.8, 1.2) * radius * np.exp(motion.grow * 0.4 * rate * times)
-    wave = None
-    period = rng.uniform(8, 16)
-    if look.non_rigid:
-        wave = (look.non_rigid * np.sin(2 * np.pi / period * times + phase)).astype(np.float32)
+    start, phase_x, phase_y, phase = rng.uniform(0, 2 * np.pi, 4).tolist()
+    size, period = rng.uniform(0.8, 1.2) * radius, rng.uniform(8, 16)
+    pose = size * np.exp(1j * start + (motion.grow * GROWTH + 1j * motion.turn) * rate * times)
+    wave = look.non_rigid * np.sin(2 * np.pi / period * times + phase) if look.non_rigid else None
     return Sprite(
         picture=_picture(rng, radius, behind, look.contrast),
-        centre=path.astype(np.float32),
-        angle=(start_angle + motion.turn * rate * times).astype(np.float32),
-        scale=scale.astype(np.float32),
-        wave=wave,
+        centre=path.astype(np.complex64),
+        pose=pose.astype(np.complex64),
+        wave=None if wave is None else wave.astype(np.float32),
         phase=(phase_x, phase_y),
     )
 
@@ -208,18 +204,17 @@ def _background(
     colour: NDArray[np.float64],
     look: Look,
     unit: float,
-    height: int,
-    width: int,
-    camera: NDArray[np.float64],
-) -> tuple[Bytes, NDArray[np.float64]]:
+    frame: complex,
+    camera: NDArray[np.complex128],
+) -> tuple[Bytes, complex]:
     """Draw a smooth field of one tint, and return it with the place of its first pixel in the world."""
-    origin = np.floor(camera.min(0)) - 2
-    reach = np.ceil(camera.max(0)) + 3 - origin + (width, height)
+    origin = complex(np.floor(camera.real.min()) - 2, np.floor(camera.imag.min()) - 2)
+    width = int(np.ceil(camera.real.max() + frame.real - origin.real)) + 3
+    height = int(np.ceil(camera.imag.max() + frame.imag - origin.imag)) + 3
     step = look.wavelength * unit / 2  # knots half a wave apart
-    cols, rows = (int(np.ceil(length / step)) + 1 for length in reach)
+    cols, rows = int(np.ceil(width / step)) + 1, int(np.ceil(height / step)) + 1
     knots = rng.uniform(-1, 1, (rows, cols)).astype(np.float32)
-    field = cv2.resize(knots, (int(cols * step), int(rows * step)), interpolation=cv2.INTER_CUBIC)
-    field = field[: int(reach[1]), : int(reach[0])]
+    field = cv2.resize(knots, (int(cols * step), int(rows * step)), interpolation=cv2.INTER_CUBIC)[:height, :width]
     tint = rng.choice((-1, 1), 3) * rng.uniform(0.5, 1, 3) * look.contrast
     picture = field[..., None] * tint.astype(np.float32) + colour.astype(np.float32)
     return _to_bytes(picture), origin
