@@ -91,11 +91,10 @@ class ShapesSource(ClipSource):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.clip_name(index)}: the set has {len(self)} clips")
-        if request.frames * request.stride < request.min_frames:
-            length = request.frames * request.stride
-            raise UnreadableClip(
-                self.clip_name(index), f"{length} frames, fewer than data.min_frames = {request.min_frames}"
-            )
+        length = request.frames * request.stride
+        if length < request.min_frames:
+            reason = f"length {length}, below data.min_frames = {request.min_frames} frames"
+            raise UnreadableClip(self.clip_name(index), reason)
         key = [self.options.seed, _SPLITS[self.options.split], index]
         if self.options.fresh:
             key.append(int(torch.randint(2**62, (1,), generator=request.generator)))
