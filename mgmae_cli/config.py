@@ -94,7 +94,7 @@ class TrainConfig(Section):
 
 
 class RunSection(Section):
-    out: Path = Field(Path("runs/pretrain"), description="run folder")
+    out: Path | None = Field(None, description="run folder; default: runs/<mask>-<model>-<date>-<time>")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on the CPU")
     compile: bool = Field(False, description="torch.compile the model")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -27,6 +28,20 @@ class PluginError(MgmaeError):
 
 class RunError(MgmaeError):
     """A run can't start, go on, or be saved: a taken folder, a full disk, a loss that is not finite."""
+
+
+class Interrupted(RunError):
+    """A signal asked the run to stop; its state is saved and can be resumed.
+
+    Args:
+        step: steps done and saved.
+        number: SIGINT or SIGTERM; the exit code is 128 more, as shells have it.
+        folder: the run's folder.
+    """
+
+    def __init__(self, step: int, number: int, folder: object = "the run's folder") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; step {step} is saved; go on with --resume {folder}")
+        self.exit_code = 128 + number
 
 
 class CheckpointError(MgmaeError):

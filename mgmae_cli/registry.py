@@ -126,7 +126,7 @@ class Registry:
             raise ConfigError("\n".join(problems))
         return made
 
-    def add(self, kind: Kind, cls: object, package: str) -> None:
+    def add(self, kind: Kind, cls: Any, package: str) -> None:
         """Register a class after checking that it is one of its kind.
 
         Raises:
@@ -134,7 +134,8 @@ class Registry:
         """
         base = next(base for _, k, base in _HOOKS if k == kind)
         label = getattr(cls, "__qualname__", repr(cls))
-        if not isinstance(cls, type) or not issubclass(cls, base):
+        is_one = isinstance(cls, type) and issubclass(cls, base)
+        if not is_one:
             raise PluginError(f"{label} is not a subclass of {base.__name__}")
         if not isinstance(getattr(cls, "name", None), str) or not cls.name:
             raise PluginError(f"{label} has no `name`")

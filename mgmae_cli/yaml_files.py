@@ -50,7 +50,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         ConfigError: naming `origin`, the line and what is wrong with it.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -1,0 +1,128 @@
+"""Checkpoints: one file holds all that a run needs to go on; written whole or not at all.
+
+model       state dict, keys as in the official layout
+optimizer   AdamW's states
+step        optimiser steps done; with the seed it fixes the place in the data, the schedule and all sample seeds
+rng         torch's global generators (drop path and dropout draw from them)
+config      the resolved config
+format      "mgmae-1"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgmae_cli.errors import CheckpointError, RunError
+
+FORMAT = "mgmae-1"
+_NAME = re.compile(r"step-(\d+)\.pt$")
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of torch's global generators."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Set torch's global generators; those of GPUs only if there are as many."""
+    torch.set_rng_state(state["cpu"])
+    if len(state.get("cuda", [])) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        for index, cuda in enumerate(state.get("cuda", [])):
+            torch.cuda.set_rng_state(cuda, index)
+
+
+def write_whole(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write a torch file so that a crash or a full disk leaves the old one, or none, never half of one.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(payload), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps some of the disk's errors in RuntimeError
+        partial.unlink(missing_ok=True)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+        raise RunError(f"{path}: checkpoint not saved: {reason}; free some space or choose another --out") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints onto the CPU. No code in it is run.
+
+    Raises:
+        CheckpointError: missing, damaged, or not one of ours.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not an mgmae training checkpoint; `--init` takes weights of other formats")
+    return payload
+
+
+class CheckpointFolder:
+    """The `checkpoints/` of a run: `step-000100.pt`, of which the last few and every n-th are kept.
+
+    Args:
+        folder: made on the first save.
+        keep_last: how many of the newest to keep.
+        keep_every: steps between those kept for good; 0 keeps none for good.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+
+    def all(self) -> list[tuple[int, Path]]:
+        """Return (step, path) of every checkpoint, oldest first."""
+        found = [(int(match[1]), path) for path in self.folder.glob("step-*.pt") if (match := _NAME.search(path.name))]
+        return sorted(found)
+
+    def save(self, step: int, payload: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of `step`, then remove those that need not be kept.
+
+        Raises:
+            RunError: it could not be written; older ones are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:06d}.pt"
+        write_whole(path, {"format": FORMAT, "step": step, **payload})
+        for old_step, old in self.all()[: -self.keep_last]:
+            if not self.keep_every or old_step % self.keep_every:
+                old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> tuple[dict[str, Any], Path, list[str]]:
+        """Return the newest checkpoint that can be read, its path, and complaints about damaged newer ones.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        complaints: list[str] = []
+        for payload, path in self._readable(complaints):
+            return payload, path, complaints
+        raise CheckpointError("; ".join(complaints) or f"{self.folder}: holds no checkpoint to resume from")
+
+    def _readable(self, complaints: list[str]) -> Iterator[tuple[dict[str, Any], Path]]:
+        for _, path in reversed(self.all()):
+            try:
+                yield read_checkpoint(path), path
+            except CheckpointError as error:
+                complaints.append(str(error))

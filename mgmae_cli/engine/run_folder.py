@@ -1,0 +1,167 @@
+"""The run folder: `config.yaml`, `environment.json`, `metrics.jsonl`, `skipped.txt`, `checkpoints/`, `tensorboard/`.
+
+A folder that holds a run is never written over: another run is refused, and a resumed one takes up its files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mgmae_cli import __version__
+from mgmae_cli.errors import RunError
+from mgmae_cli.registry import Registry
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "decord", "pydantic", "pluggy")
+
+
+class RunFolder:
+    """Files of one run. Only the main rank writes.
+
+    Args:
+        path: the folder.
+        resumed_at: None starts a new run; a step takes up the run that is there.
+
+    Raises:
+        RunError: the folder holds a run, or can't be written.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if resumed_at is None:
+                self._refuse_second_run()
+                (path / "metrics.jsonl").touch()
+            else:
+                self._forget_after(resumed_at)
+        except OSError as error:
+            raise RunError(f"{path}: can't be written: {_reason(error)}; choose another --out") from error
+
+    def _refuse_second_run(self) -> None:
+        config = self.path / "config.yaml"
+        try:
+            os.close(os.open(config, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise RunError(
+                f"{self.path}: already holds a run; go on with it by --resume {self.path}, or choose another --out"
+            ) from None
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that will be done again."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            replace_text(metrics, "".join(f"{line}\n" for line in kept))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text file whole.
+
+        Raises:
+            RunError: it can't be written.
+        """
+        replace_text(self.path / name, text)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl.
+
+        Raises:
+            RunError: it can't be written.
+        """
+        try:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.path}/metrics.jsonl: can't be written: {_reason(error)}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the records logged so far."""
+        return read_metrics(self.path)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        raise RunError(f"{run}: not a run folder: it has no metrics.jsonl")
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if _step_of(line) < float("inf"):
+            records.append(json.loads(line))
+    return records
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old or the new one.
+
+    Raises:
+        RunError: it can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path}: can't be written: {_reason(error)}") from error
+
+
+def describe_environment(registry: Registry, device: str) -> dict[str, Any]:
+    """Return what else decides a run's numbers: versions, plugins, git commit, machine, command."""
+    return {
+        "mgmae": __version__,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "plugins": sorted({entry.package for entry in registry.entries.values()}),
+        "git": _git(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the checkout that the package runs from, or None outside of one."""
+
+    def ask(*arguments: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if ask("ls-files", "--error-unmatch", __file__) is None:
+        return None  # installed inside somebody else's checkout
+    return {"commit": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain"))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a crash
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
