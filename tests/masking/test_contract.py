@@ -49,7 +49,7 @@ def described(value: object) -> str:
     return f"{value.frames}x{value.height}x{value.width}" if isinstance(value, ClipGrid) else str(value)
 
 
-@pytest.mark.parametrize("ratio", [0.75, 0.8, 0.9, 0.93])
+@pytest.mark.parametrize("ratio", [0.75, 0.93])
 @pytest.mark.parametrize("grid", GRIDS, ids=described)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=described)
 def test_strategy_keeps_the_contract(strategy: MaskStrategy, grid: ClipGrid, ratio: float) -> None:
@@ -60,7 +60,7 @@ def test_strategy_keeps_the_contract(strategy: MaskStrategy, grid: ClipGrid, rat
 @pytest.mark.parametrize("grid", [GRIDS[0], GRIDS[2]], ids=described)
 def test_all_strategies_show_the_same_number_of_tokens(grid: ClipGrid, ratio: float) -> None:
     counts = {
-        described(strategy): set((~strategy.sample(mask_inputs(grid, ratio, 4, 0, ShiftFlow(3, 1)))).sum(1).tolist())
+        described(strategy): set((~strategy.sample(mask_inputs(grid, ratio, 2, 0, ShiftFlow(3, 1)))).sum(1).tolist())
         for strategy in STRATEGIES
         if not getattr(strategy.options, "as_published", False)
     }

@@ -60,9 +60,9 @@ def test_visible_patch_moves_one_patch_per_slot_with_the_flow(
     warp: str, base_frame: str, direction: tuple[int, int]
 ) -> None:
     # Half a patch a frame is one patch a slot. One visible patch; clips where it would leave the frame are dropped.
-    grid, clips = ClipGrid(8, 13 * 8, 15 * 8, 2, 8), 64
-    estimator = ShiftFlow(4 * direction[0], 4 * direction[1])
-    mask = motion(warp=warp, base_frame=base_frame).sample(mask_inputs(grid, 0.996, clips, 11, estimator))
+    grid, clips = ClipGrid(8, 11 * 4, 13 * 4, 2, 4), 32
+    estimator = ShiftFlow(2 * direction[0], 2 * direction[1])
+    mask = motion(warp=warp, base_frame=base_frame).sample(mask_inputs(grid, 0.995, clips, 11, estimator))
     visible = ~mask.view(clips, grid.slots, grid.rows, grid.cols)
     assert (visible.sum((2, 3)) == 1).all()
     where = visible.flatten(2).int().argmax(2)
@@ -197,13 +197,14 @@ def test_default_map_stride_is_about_a_quarter_of_the_patch_and_divides_it(patch
 
 @pytest.mark.parametrize("options", [{}, {"warp": "forward"}, {"combine": "sum"}, {"init": "token"}])
 def test_reduced_grid_keeps_nearly_all_tokens_of_the_full_grid(options: dict[str, Any]) -> None:
-    grid = ClipGrid(16, 160, 160, 2, 16)
+    grid = ClipGrid(8, 128, 128, 2, 16)
     shares = []
-    for stride in (2, 4, 8):
-        masks = [
-            motion(map_stride=s, **options).sample(mask_inputs(grid, 0.9, 4, 2, SmoothFlow())) for s in (1, stride)
-        ]
-        shares.append(((~masks[0] & ~masks[1]).sum() / (~masks[0]).sum()).item())
+    full, *reduced = (
+        motion(map_stride=stride, **options).sample(mask_inputs(grid, 0.9, 6, 2, SmoothFlow()))
+        for stride in (1, 2, 4, 8)
+    )
+    for mask in reduced:
+        shares.append(((~full & ~mask).sum() / (~full).sum()).item())
     assert shares[0] > 0.97
     assert shares[1] > 0.95
     assert shares[2] > 0.88
