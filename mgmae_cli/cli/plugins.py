@@ -40,17 +40,22 @@ def plugins(
         entries = [entry for entry in registry.of_kind(kind) if not names or entry.cls.name in names]  # type: ignore[arg-type]
         if not entries:
             continue
-        table = Table(title=title, title_justify="left", caption=f"options: --set {key}.NAME=VALUE", caption_justify="left")
+        table = Table(
+            title=title, title_justify="left", caption=f"options: --set {key}.NAME=VALUE", caption_justify="left"
+        )
         for column in ("name", "option", "type", "default", "what it does"):
             table.add_column(column)
         for entry in entries:
             about = (entry.cls.__doc__ or "").strip().splitlines()[0:1]
-            table.add_row(f"[bold]{entry.cls.name}[/bold]", "", "", "", f"{''.join(about)} [dim]({entry.package})[/dim]")
+            table.add_row(
+                f"[bold]{entry.cls.name}[/bold]", "", "", "", f"{''.join(about)} [dim]({entry.package})[/dim]"
+            )
             for option, type_name, default, description in option_rows(entry.cls.Options):
                 table.add_row("", option, type_name, default, description)
             table.add_section()
         console.print(table)
     for failure in registry.failures:
         console.print(
-            f"[red]failed to load[/red] plugin {failure.plugin!r} of {failure.package}: {failure.reason}", highlight=False
+            f"[red]failed to load[/red] plugin {failure.plugin!r} of {failure.package}: {failure.reason}",
+            highlight=False,
         )

@@ -33,7 +33,9 @@ def pretrain(
     out: flags.Out = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", help="Go on with the run in this folder.", rich_help_panel=flags.RUN, show_default=False),
+        typer.Option(
+            "--resume", help="Go on with the run in this folder.", rich_help_panel=flags.RUN, show_default=False
+        ),
     ] = None,
     assignments: flags.Set = None,
 ) -> None:

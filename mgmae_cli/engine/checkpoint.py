@@ -109,6 +109,13 @@ class CheckpointFolder:
                 old.unlink(missing_ok=True)
         return path
 
+    def save_best(self, step: int, payload: Mapping[str, Any]) -> Path:
+        """Write `best.pt`, which holds weights but no optimiser; errors as for `save`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "best.pt"
+        write_whole(path, {"format": FORMAT, "step": step, **payload})
+        return path
+
     def newest(self) -> tuple[dict[str, Any], Path, list[str]]:
         """Return the newest checkpoint that can be read, its path, and complaints about damaged newer ones.
 

@@ -54,6 +54,21 @@ class Plan:
     max_bad_share: float = 1.0
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Something to measure now and then, on every rank together.
+
+    Args:
+        measure: returns named figures.
+        every: steps from one measurement to the next; the last step is always measured.
+        best_by: the figure by which the best weights are kept, the higher the better.
+    """
+
+    measure: Callable[[], Mapping[str, float]]
+    every: int
+    best_by: str
+
+
 @dataclass
 class Trainer:
     """Runs a task from `step` to the plan's end.
@@ -66,9 +81,11 @@ class Trainer:
         seed: of the run.
         state: returns what a checkpoint holds besides optimiser, generators and step.
         checkpoints, folder, reporter, writer: where it is saved and shown; None on other ranks than the first.
+        validation: measured now and then; the best weights are kept beside the last.
         step: steps already done.
         bad: unreadable videos met so far, with reasons.
         window: losses since the last log line, where a resumed run had some.
+        best: the best validation figure so far.
     """
 
     task: Task
@@ -82,9 +99,11 @@ class Trainer:
     folder: RunFolder | None = None
     reporter: Reporter | None = None
     writer: Any = None
+    validation: Validation | None = None
     step: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     window: list[float] = field(default_factory=list)
+    best: float = -math.inf
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = [torch.tensor(loss, device=self.place.device) for loss in self.window]
@@ -113,6 +132,8 @@ class Trainer:
                     self._check_losses()
                 if at_log:
                     self._log()
+                if self._validation_is_due():
+                    self._validate()
                 stopping = any_rank(stop.asked, self.place.device) if at_log or self.place.ranks == 1 else False
                 if stopping:
                     self._save()
@@ -177,6 +198,31 @@ class Trainer:
         self._waited, self._window_steps = 0.0, 0
         self._window_start = time.perf_counter()
 
+    def _validation_is_due(self) -> bool:
+        last = self.step == self.plan.steps
+        return self.validation is not None and (last or self.step % self.validation.every == 0)
+
+    def _validate(self) -> None:
+        """Measure, log, and keep the weights if they are the best so far."""
+        assert self.validation is not None
+        start = time.perf_counter()
+        self.task.module.eval()
+        figures = self.validation.measure()
+        self.task.module.train()
+        if self.folder is not None:
+            self.folder.log({"step": self.step, **figures})
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(f"val/{name}", value, self.step)
+        if self.reporter is not None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self.reporter.say(f"step {self.step}: {text}")
+        if figures[self.validation.best_by] > self.best:
+            self.best = figures[self.validation.best_by]
+            if self.checkpoints is not None:
+                self.checkpoints.save_best(self.step, self.state())
+        self._window_start += time.perf_counter() - start  # not counted as training time
+
     def _note_bad(self, micro_batches: list[Batch]) -> None:
         found = {name: reason for batch in micro_batches for name, reason in batch.bad if name not in self.bad}
         if not found:
@@ -215,6 +261,7 @@ class Trainer:
             "rng": rng_state(),
             "bad": dict(self.bad),
             "window": [float(loss) for loss in self._losses],
+            "best": self.best,
         }
         self.checkpoints.save(self.step, {**state, **self.state()})
         self._saved_step = self.step

@@ -1,0 +1,235 @@
+"""A run, whatever it trains: its folder, loader, optimiser, figures and checkpoints around the one training loop.
+
+Pre-training and fine-tuning describe what is particular to them in a `Job`; everything else is here, once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mgmae_cli.config import RunSection, dump
+from mgmae_cli.engine.checkpoint import CheckpointFolder, restore_rng
+from mgmae_cli.engine.distributed import Place
+from mgmae_cli.engine.optim import Schedule, make_adamw
+from mgmae_cli.engine.progress import Reporter, settings_table
+from mgmae_cli.engine.run_folder import RunFolder, describe_environment
+from mgmae_cli.engine.step import Task
+from mgmae_cli.engine.trainer import Plan, Trainer, Validation
+from mgmae_cli.registry import Registry
+from mgmae_cli.video.loader import ClipDataset, DataOrder, auto_workers, batches, make_loader
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is particular to a run.
+
+    Args:
+        kind: "pretrain" or "finetune"; written into checkpoints.
+        config: the resolved settings, saved as config.yaml.
+        run: its `run` section.
+        seed: of the run.
+        registry: where its plugins came from.
+        model: on its device; this is what is saved.
+        make_task: wraps the model, compiled and distributed as asked, into what the loop trains.
+        groups: AdamW's parameter groups.
+        betas: AdamW's.
+        schedule, plan: how long, how fast.
+        dataset, videos_per_batch, workers: what the loader reads.
+        facts: rows of the start-up table.
+        validation: measured now and then, or None.
+        extra_state, load_extra: more to save and restore, such as averaged weights.
+    """
+
+    kind: str
+    config: BaseModel
+    run: RunSection
+    seed: int
+    registry: Registry
+    model: nn.Module
+    make_task: Callable[[nn.Module], Task]
+    groups: list[dict[str, Any]]
+    betas: tuple[float, float]
+    schedule: Schedule
+    plan: Plan
+    dataset: ClipDataset
+    videos_per_batch: int
+    workers: int | str
+    facts: list[tuple[str, str]]
+    validation: Validation | None = None
+    extra_state: Callable[[], Mapping[str, Any]] = dict
+    load_extra: Callable[[Mapping[str, Any]], None] = field(default=lambda payload: None)
+
+
+def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
+    """Train a job from its start, or from its newest checkpoint, to its end.
+
+    Args:
+        out: the run folder; with `resume`, that of the run to go on with.
+
+    Raises:
+        MgmaeError: anything the user can mend; the folder keeps what was saved.
+    """
+    checkpoints = CheckpointFolder(out / "checkpoints", job.run.keep_last, job.run.save_every)
+    payload: dict[str, Any] = {}
+    notes: list[str] = []
+    if resume:
+        payload, path, notes = checkpoints.newest()
+        notes.append(f"resuming from {path}")
+        job.model.load_state_dict(payload["model"])
+        job.load_extra(payload)
+    start = int(payload.get("step", 0))
+    optimizer = make_adamw(job.groups, job.schedule(start), job.betas, place.device)
+    torch.manual_seed(job.seed + place.rank)
+    if payload:
+        optimizer.load_state_dict(payload["optimizer"])
+        restore_rng(payload["rng"])
+    folder, reporter, writer = None, None, None
+    if place.is_main:
+        folder = RunFolder(out, start if resume else None)
+        _describe(folder, job, place, start if resume else None)
+        console.print(settings_table(f"mgmae {job.kind}", [*job.facts, ("run folder", str(out))]))
+        for note in notes:
+            console.print(note, style="yellow", soft_wrap=True, markup=False)
+        writer = _summary_writer(out, start)
+        reporter = Reporter(console, job.plan.steps, start, job.kind)
+    trainer = Trainer(
+        task=job.make_task(wrap(job.model, place, job.run.compile)),
+        optimizer=optimizer,
+        schedule=job.schedule,
+        plan=job.plan,
+        place=place,
+        seed=job.seed,
+        state=lambda: {
+            "kind": job.kind,
+            "model": job.model.state_dict(),
+            "config": job.config.model_dump(mode="json"),
+            **job.extra_state(),
+        },
+        checkpoints=checkpoints if place.is_main else None,
+        folder=folder,
+        reporter=reporter,
+        writer=writer,
+        validation=job.validation,
+        step=start,
+        bad=dict(payload.get("bad", {})),
+        window=list(payload.get("window", [])),
+        best=float(payload.get("best", -math.inf)),
+    )
+    try:
+        trainer.fit(batches(_loader(job, place, start)))
+    finally:
+        if reporter is not None:
+            reporter.close()
+        if writer is not None:
+            writer.close()
+
+
+def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:
+    """Return a model as the steps call it: compiled in place if asked, and averaging gradients over ranks."""
+    if compiled:
+        model.compile()
+    if place.ranks == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[place.device.index] if place.device.type == "cuda" else None)
+
+
+def make_plan(
+    batch_size: int,
+    accumulate: int,
+    repeats: int,
+    steps: int | None,
+    epochs: float | None,
+    videos: int,
+    place: Place,
+    run: RunSection,
+    clip_grad: float | None = None,
+    max_bad_share: float = 1.0,
+) -> Plan:
+    """Return how long a run is: `steps` of them, or as many as `epochs` take."""
+    clips = batch_size * accumulate * place.ranks
+    videos_per_step = clips // repeats
+    return Plan(
+        steps=max(1, steps or math.ceil((epochs or 0) * videos / videos_per_step)),
+        clips_per_step=clips,
+        videos_per_step=videos_per_step,
+        videos=videos,
+        accumulate=accumulate,
+        log_every=run.log_every,
+        checkpoint_minutes=run.checkpoint_minutes,
+        save_every=run.save_every,
+        clip_grad=clip_grad,
+        max_bad_share=max_bad_share,
+    )
+
+
+def make_schedule(base_lr: float, min_base_lr: float, warmup: float, plan: Plan) -> Schedule:
+    """Return the learning rate's course; rates are per 256 clips a step, `warmup` is a share of the steps."""
+    scale = plan.clips_per_step / 256
+    return Schedule(base_lr * scale, min_base_lr * scale, plan.steps, round(warmup * plan.steps))
+
+
+def common_facts(
+    job_plan: Plan, schedule: Schedule, base_lr: float, batch_size: int, place: Place
+) -> list[tuple[str, str]]:
+    """Return the start-up table's rows on lengths and rates."""
+    batch = f"{batch_size} a batch x {job_plan.accumulate} accumulated x {place.ranks} ranks"
+    epochs = job_plan.steps * job_plan.videos_per_step / job_plan.videos
+    rates = f"base {base_lr:g} x {job_plan.clips_per_step} clips / 256 = {schedule.peak:.3g}"
+    return [
+        ("clips per step", f"{job_plan.clips_per_step} ({batch})"),
+        ("steps", f"{job_plan.steps} ({epochs:.2f} epochs)"),
+        ("learning rate", f"{rates}, {schedule.warmup} steps of warm-up"),
+    ]
+
+
+def device_facts(place: Place) -> tuple[str, str]:
+    """Return the start-up table's row on the device."""
+    threads = f", {torch.get_num_threads()} threads" if place.device.type == "cpu" else ""
+    return "device", f"{device_name(place.device)}, {place.precision}{threads}"
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name as people know it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return device.type
+
+
+def _describe(folder: RunFolder, job: Job, place: Place, resumed_at: int | None) -> None:
+    environment = describe_environment(job.registry, device_name(place.device))
+    name = "environment.json" if resumed_at is None else f"environment-resumed-{resumed_at}.json"
+    folder.write(name, json.dumps(environment, indent=2) + "\n")
+    if resumed_at is None:
+        header = f"Resolved settings of this run; a valid recipe: mgmae {job.kind} config.yaml --out NEW_FOLDER"
+        folder.write("config.yaml", dump(job.config, header))
+
+
+def _summary_writer(out: Path, start: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start)
+
+
+def _loader(job: Job, place: Place, start: int) -> Any:
+    order = DataOrder(
+        videos=job.plan.videos,
+        per_batch=job.videos_per_batch,
+        start=start * job.plan.accumulate,
+        stop=job.plan.steps * job.plan.accumulate,
+        seed=job.seed,
+        rank=place.rank,
+        ranks=place.ranks,
+    )
+    workers = auto_workers(place.device, place.ranks) if job.workers == "auto" else int(job.workers)
+    return make_loader(job.dataset, order, workers, pin=place.device.type == "cuda")
