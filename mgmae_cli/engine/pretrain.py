@@ -25,8 +25,8 @@ from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
 from mgmae_cli.settings import Settings, resolve_layers
-from mgmae_cli.video.crop import make_crop, min_side
-from mgmae_cli.video.loader import ClipDataset, ClipSpec
+from mgmae_cli.video.crop import min_side
+from mgmae_cli.video.loader import ClipDataset, ClipSpec, Cropper
 
 _WEIGHTS = 103  # what a derived seed is for
 
@@ -153,15 +153,16 @@ def default_out(config: RunConfig) -> Path:
 def clip_spec(config: RunConfig) -> ClipSpec:
     """Return how the loader reads clips for a config."""
     data = config.data
+    size = (data.height, data.width)
     return ClipSpec(
         frames=data.frames,
         stride=data.stride,
         height=data.height,
         width=data.width,
-        crop=make_crop(data.crop, data.height, data.width, data.flip),
+        crop=Cropper(data.crop, size, data.flip),
         sampling=data.sampling,
         min_frames=data.min_frames,
-        min_side=min_side(data.crop, data.height, data.width),
+        min_side=min_side(data.crop, size),
         repeats=data.samples_per_video,
         keeps_frames=data.crop == "none" and data.flip == 0,
     )

@@ -23,11 +23,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mgmae_cli.errors import DataError, MgmaeError, UnreadableClip
 from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, TruthFlow, derive_generator
 from mgmae_cli.masking.masker import Masker
+from mgmae_cli.video.crop import CropPolicy, Size, apply_crop, draw_crop
 
 _TIME, _CROP, _MASK, _REPLACE, _ORDER = range(5)  # what a derived generator is for
 _MAX_REPLACEMENTS = 20
 
 Key = tuple[int, int]  # (epoch, video)
+
+
+@dataclass(frozen=True)
+class Cropper:
+    """A crop policy as the loader calls it; see `mgmae_cli.video.crop`."""
+
+    policy: CropPolicy
+    size: Size
+    flip: float = 0.0
+
+    def __call__(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one random crop of (T, 3, h, w) uint8 frames, (T, 3, *size)."""
+        frame = (frames.shape[2], frames.shape[3])
+        return apply_crop(frames, draw_crop(self.policy, frame, self.size, generator, self.flip), self.size)
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class ClipSpec:
         crop: brings (T, 3, h, w) uint8 frames to `height` x `width`, drawing from a generator.
         repeats: crops and masks drawn from each decoded video.
         fixed_place: None draws the clip's place in time; 0.0 to 1.0 fixes it.
+        keeps_frames: the crop changes nothing, so that exact flow stays true.
     """
 
     frames: int
