@@ -126,9 +126,11 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
         window=list(payload.get("window", [])),
         best=float(payload.get("best", -math.inf)),
     )
+    stream = batches(_loader(job, place, start))
     try:
-        trainer.fit(batches(_loader(job, place, start)))
+        trainer.fit(stream)
     finally:
+        stream.close()
         if reporter is not None:
             reporter.close()
         if writer is not None:

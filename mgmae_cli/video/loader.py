@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgmae_cli.errors import DataError, MgmaeError, UnreadableClip
 from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, TruthFlow, derive_generator
@@ -27,6 +27,7 @@ from mgmae_cli.video.crop import CropPolicy, Size, apply_crop, draw_crop
 
 _TIME, _CROP, _MASK, _REPLACE, _ORDER = range(5)  # what a derived generator is for
 _MAX_REPLACEMENTS = 20
+_SECONDS_TO_SAVE = 60
 
 Key = tuple[int, int]  # (epoch, video)
 
@@ -272,7 +273,7 @@ def make_loader(dataset: ClipDataset, order: DataOrder, workers: int, pin: bool)
     )
 
 
-def batches(loader: DataLoader[Sample | MgmaeError]) -> Iterator[Batch]:
+def batches(loader: DataLoader[Sample | MgmaeError]) -> Generator[Batch, None, None]:
     """Yield a loader's batches.
 
     Raises:
@@ -280,21 +281,24 @@ def batches(loader: DataLoader[Sample | MgmaeError]) -> Iterator[Batch]:
         DataError: a worker process died.
     """
     iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                raise DataError(
-                    f"a loader process died ({' '.join(str(error).split())}); a video may crash the decoder, or memory "
-                    "may be short: try --workers 0 to see which video it is"
-                ) from error
-            raise
-        if isinstance(batch, MgmaeError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" in str(error):
+                    raise DataError(
+                        f"a loader process died ({' '.join(str(error).split())}); a video may crash the decoder, or "
+                        "memory may be short: --workers 0 shows which video it is"
+                    ) from error
+                raise
+            if isinstance(batch, MgmaeError):
+                raise batch
+            yield batch
+    finally:
+        del iterator  # ends the workers
 
 
 def auto_workers(device: torch.device, ranks: int = 1) -> int:
@@ -309,13 +313,12 @@ def auto_workers(device: torch.device, ranks: int = 1) -> int:
 def _start_worker(_: int) -> None:
     """Keep each worker to one thread, and leave signals to the main process, which saves before it leaves.
 
-    SLURM and Ctrl-C signal the whole process group; a worker that outlives its parent notices and ends by itself.
+    SLURM and Ctrl-C signal the whole process group. A worker outlives that by some seconds, in which the main process
+    finishes its step and tells it to end.
     """
     import cv2
 
-    info = get_worker_info()
-    assert info is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
