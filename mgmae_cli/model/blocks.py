@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgmae_cli.model.attention import attention
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with biases on queries and values.
@@ -40,7 +42,7 @@ class Attention(nn.Module):
             q = F.linear(x[:, -num_outputs:], weight_q, self.q_bias).reshape(batch, num_outputs, self.heads, -1)
             kv = F.linear(x, weight_kv, torch.cat([no_bias, self.v_bias]))
             k, v = kv.reshape(batch, num_tokens, 2, self.heads, -1).unbind(2)
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         x = self.proj(x.transpose(1, 2).flatten(2))
         return x
 

@@ -6,7 +6,7 @@ targets are made only for the tokens that are scored; the official code embeds a
 nine tenths of the first and a tenth of the second. The results are equal.
 
 Shape suffixes: B batch, C colour, T frames, H W pixels, S slots, L patches of a slot, N tokens, V visible, M masked or
-decoded, t frames and p pixels of a token, D width.
+decoded, t frames and p pixels a side of a token, P = t * p * p, D width.
 """
 
 from __future__ import annotations
@@ -40,13 +40,25 @@ def gather_tokens(clip: Tensor, index: Tensor, tubelet: int, patch: int) -> Tens
         index: (B, V) long token numbers.
 
     Returns:
-        (B, V, t, p, p, 3) of the clip's dtype. In memory colour comes before t, so that both the copy and the
-        embedding, whose weights are (D, 3, t, p, p), read runs of pixels.
+        (B, V, t, p, p, 3) of the clip's dtype. In memory colour comes before t, so that the copy, the embedding with
+        its (D, 3, t, p, p) weights, and the targets' means read runs of pixels.
     """
-    view = token_view(clip, tubelet, patch)
-    _, _, rows, cols = view.shape[:4]
-    batch = torch.arange(view.shape[0], device=clip.device)[:, None]
-    tokens = view[batch, index // (rows * cols), index // cols % rows, index % cols]
+    batch, colours, frames, height, width = clip.shape
+    rows, cols = height // patch, width // patch
+
+    def run_number(b: Tensor, c: Tensor | int, t: Tensor, y: Tensor, col: Tensor | int) -> Tensor:
+        """Number the runs of p pixels inside one token, in the order of memory."""
+        return (((b * colours + c) * frames + t) * height + y) * cols + col
+
+    def count(size: int) -> Tensor:
+        return torch.arange(size, device=clip.device)
+
+    nowhere = torch.zeros((), dtype=torch.long, device=clip.device)
+    slot, row, col = index // (rows * cols), index // cols % rows, index % cols
+    first = run_number(count(batch)[:, None], 0, slot * tubelet, row * patch, col)
+    inside = run_number(nowhere, count(colours)[:, None, None], count(tubelet)[:, None], count(patch), 0)
+    runs = (first[:, :, None] + inside.flatten()).flatten()
+    tokens = clip.reshape(-1, patch).index_select(0, runs).view(*index.shape, colours, tubelet, patch, patch)
     return tokens.permute(0, 1, 3, 4, 5, 2)
 
 
@@ -71,17 +83,22 @@ def normalise_pixels(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def target_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and deviation (B, M, 1, 3) of tokens' pixels, per colour channel.
+def standardise(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardise tokens' pixels per colour channel.
 
     Args:
-        pixels: (B, M, t, p, p, 3) float in [0, 1].
+        tokens: (B, M, t, p, p, 3) uint8, from `gather_tokens`.
 
     Returns:
-        The mean and sqrt(unbiased variance) + 1e-6, by which targets are standardised.
+        (x - mean) / deviation (B, M, P, 3), and mean and deviation (B, M, 1, 3), of pixels x in [0, 1]; the deviation
+        is sqrt(unbiased variance) + 1e-6. All float32.
     """
-    variance, mean = torch.var_mean(pixels, dim=(2, 3, 4), correction=1)
-    return mean[:, :, None], variance.sqrt()[:, :, None] + 1e-6
+    pixels = tokens.permute(0, 1, 5, 2, 3, 4).flatten(3).float().div_(255)  # colour first: one run a mean
+    mean = pixels.mean(dim=-1, keepdim=True)
+    pixels -= mean
+    deviation = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True) / (pixels.shape[-1] - 1) ** 0.5 + 1e-6
+    pixels /= deviation
+    return pixels.transpose(2, 3), mean.transpose(2, 3), deviation.transpose(2, 3)
 
 
 def pixel_targets(tokens: Tensor) -> Tensor:
@@ -91,26 +108,23 @@ def pixel_targets(tokens: Tensor) -> Tensor:
         tokens: (B, M, t, p, p, 3) uint8, from `gather_tokens`.
 
     Returns:
-        (B, M, t*p*p*3) float32, colour fastest: pixels standardised per token and colour channel.
+        (B, M, P, 3) float32: pixels standardised per token and colour channel.
     """
-    pixels = tokens.float() / 255
-    mean, std = target_statistics(pixels)
-    return ((pixels.flatten(2, 4) - mean) / std).flatten(2)
+    return standardise(tokens)[0]
 
 
 def pixels_from_targets(predictions: Tensor, tokens: Tensor) -> Tensor:
     """Turn predictions back into pixels, with the true tokens' means and deviations: for pictures.
 
     Args:
-        predictions: (B, M, t*p*p*3), colour fastest.
+        predictions: (B, M, P, 3).
         tokens: (B, M, t, p, p, 3) uint8, the true tokens.
 
     Returns:
         (B, M, t, p, p, 3) float32, in [0, 1] where the predictions are right.
     """
-    mean, std = target_statistics(tokens.float() / 255)
-    standardised = predictions.float().reshape(*predictions.shape[:2], -1, tokens.shape[-1])
-    return (standardised * std + mean).reshape(tokens.shape)
+    _, mean, deviation = standardise(tokens)
+    return (predictions.float() * deviation + mean).reshape(tokens.shape)
 
 
 def scatter_tokens(clip: Tensor, index: Tensor, tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Parameter names and shapes are those of the official checkpoints. Departures fro
 before they are embedded; clips come in as uint8 and are normalised on the device, visible tokens only; the last decoder
 block and the head work on the predicted tokens only. The results are equal.
 
-Shape suffixes: B batch, T frames, H W pixels, N tokens, V visible, M decoded, P pixels of a token, D width.
+Shape suffixes: B batch, T frames, H W pixels, N tokens, V visible, M decoded, P pixels a token, D width.
 """
 
 from __future__ import annotations
@@ -184,11 +184,21 @@ class Decoder(nn.Module):
         init_linear(self)
 
     def forward(self, x: Tensor, num_outputs: int) -> Tensor:
-        """Return predictions (B, M, values) for the last `num_outputs` = M tokens of (B, V + M, D)."""
+        """Return predictions (B, M, P, 3) for the last `num_outputs` = M tokens of (B, V + M, D)."""
         for block in self.blocks[:-1]:
             x = run_block(block, x, self.checkpointing)
         x = run_block(self.blocks[-1], x, self.checkpointing, num_outputs)
-        return self.head(self.norm(x))  # type: ignore[no-any-return]
+        return self.predict_pixels(self.norm(x))
+
+    def predict_pixels(self, x: Tensor) -> Tensor:
+        """Apply the head; return (B, M, P, 3).
+
+        The head's outputs have colour fastest. They are computed with colour first, since targets lie so in memory, and
+        returned as a view: turning round the weights is cheaper than turning round the outputs.
+        """
+        weight = self.head.weight.view(-1, 3, x.shape[-1]).transpose(0, 1).flatten(0, 1)
+        bias = self.head.bias.view(-1, 3).t().flatten()
+        return F.linear(x, weight, bias).reshape(*x.shape[:2], 3, -1).transpose(2, 3)
 
 
 class VideoMAE(nn.Module):
@@ -252,7 +262,7 @@ class VideoMAE(nn.Module):
             decode_index: (B, M) long, the tokens to predict: the masked ones, or a part of them.
 
         Returns:
-            (B, M, t*p*p*3), colour fastest, to compare with `tokens.pixel_targets`.
+            (B, M, P, 3), to compare with `tokens.pixel_targets`.
         """
         visible = self.encoder_to_decoder(self.encoder(clip, visible_index))
         visible = visible + self.decoder_positions[visible_index]
@@ -264,12 +274,12 @@ def pretrain_loss(predictions: Tensor, targets: Tensor, scored: Tensor | None = 
     """Return the mean squared error over scored tokens.
 
     Args:
-        predictions, targets: (B, M, P * 3).
+        predictions, targets: (B, M, P, 3).
         scored: (B, M) bool, from the running cell; None where all are.
     """
     if scored is None:
         return F.mse_loss(predictions.float(), targets)
-    errors = (predictions.float() - targets).square().mean(dim=2)
+    errors = (predictions.float() - targets).square().mean(dim=(2, 3))
     return (errors * scored).sum() / scored.sum().clamp(min=1)
 
 

@@ -78,7 +78,7 @@ def test_targets_equal_a_slow_loop_over_tokens_and_channels() -> None:
                 mean = sum(values) / len(values)
                 variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
                 wanted = [(v - mean) / (math.sqrt(variance) + 1e-6) for v in values]
-                assert torch.allclose(got[b, i, c::3].double(), torch.tensor(wanted).double(), atol=1e-5)
+                assert torch.allclose(got[b, i, :, c].double(), torch.tensor(wanted).double(), atol=1e-5)
 
 
 def test_targets_of_a_flat_token_are_zero_not_nan() -> None:
