@@ -57,5 +57,5 @@ def check_mask_strategy(strategy: MaskStrategy, grid: ClipGrid, ratio: float, cl
     assert torch.equal(torch.random.get_rng_state(), torch_state), "draws from torch's global random numbers"
     assert torch.equal(first, draw(seed=1)), "an equal generator gives another mask"
     assert not torch.equal(first, draw(seed=2)), "another seed gives the same mask"
-    assert not torch.equal(first[0], first[1]), "all clips of a batch get the same mask"
+    assert bool((first != first[0]).any()), "all clips of a batch get the same mask"
     assert draw(seed=3, count=1).shape == (1, grid.tokens), "fails on a single clip"
