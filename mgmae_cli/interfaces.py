@@ -332,6 +332,10 @@ class ClipSource(ABC):
         """Return the class number of video `index` without decoding it."""
         return None
 
+    def group(self, index: int) -> str | None:
+        """Return what video `index` shares with others, such as its recording session: groups never straddle splits."""
+        return None
+
 
 def derive_generator(*parts: int) -> torch.Generator:
     """Return a CPU generator seeded by a sequence of whole numbers; equal parts give equal streams.

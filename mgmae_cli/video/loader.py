@@ -268,13 +268,14 @@ def make_loader(dataset: ClipDataset, order: DataOrder, workers: int, pin: bool)
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # or else it would draw from torch's global one, and a resumed run would differ
         **extra,
     )
 
 
-def batches(loader: DataLoader[Sample | MgmaeError]) -> Generator[Batch, None, None]:
-    """Yield a loader's batches.
+def batches(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """Yield a loader's batches: `Batch`es in training.
 
     Raises:
         MgmaeError: what a worker met, as it met it.
@@ -310,7 +311,7 @@ def auto_workers(device: torch.device, ranks: int = 1) -> int:
     return max(1, min(16, cores // ranks - 1))
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """Keep each worker to one thread, and leave signals to the main process, which saves before it leaves.
 
     SLURM and Ctrl-C signal the whole process group. A worker outlives that by some seconds, in which the main process
