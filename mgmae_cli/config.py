@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mgmae_cli.errors import ConfigError, did_you_mean
-from mgmae_cli.yaml_files import parse_yaml, read_yaml
+from mgmae_cli.errors import ConfigError
+from mgmae_cli.explain import explain, is_section, origin_of, place
+from mgmae_cli.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are errors."""
+    """Base of all sections: frozen; unknown keys, infinities and nan are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 ModelName = Literal["tiny", "small", "base", "large", "huge"]
+Pixels = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MaskConfig(Section):
@@ -43,7 +45,7 @@ class DataConfig(Section):
     path: Path | None = Field(None, description="a video, a folder of videos, or a list file")
     root: Path | None = Field(None, description="folder that a list's relative paths start from; default: the list's")
     frames: int = Field(16, ge=2, description="frames of a clip")
-    size: int | tuple[int, int] = Field(224, description="pixels after cropping: one side, or [height, width]")
+    size: Pixels | tuple[Pixels, Pixels] = Field(224, description="pixels after cropping: one side, or [height, width]")
     stride: int = Field(4, ge=1, description="source frames from one clip frame to the next")
     sampling: Literal["stride", "segments"] = Field("stride", description="dense window, or one frame a segment (TSN)")
     crop: Literal["multi_scale", "random_resized", "center", "none"] = "multi_scale"
@@ -53,7 +55,9 @@ class DataConfig(Section):
     )
     min_frames: int = Field(2, ge=1, description="videos with fewer frames are skipped as unreadable")
     max_bad_share: float = Field(0.2, ge=0, le=1, description="stop when more than this share of videos is unreadable")
-    workers: int | Literal["auto"] = Field("auto", description="loader processes; auto: from the machine's cores")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="loader processes; auto: from the machine's cores"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
 
     @property
@@ -83,13 +87,18 @@ class TrainConfig(Section):
     min_base_lr: float = Field(1e-5, ge=0, description="where the cosine ends, per 256 clips a step")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _no_contradictions(self) -> TrainConfig:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given; keep one")
+        if self.min_base_lr > self.base_lr:
+            raise ValueError(
+                f"min_base_lr = {self.min_base_lr:g} is above base_lr = {self.base_lr:g}, so that the rate would rise; "
+                "lower train.min_base_lr too"
+            )
         return self
 
 
@@ -135,7 +144,6 @@ class Layer:
 # A new choice on a higher layer drops what lower layers said about the old one.
 _NAMED = {"mask.name": "mask.options", "flow.name": "flow.options", "data.source": "data.options"}
 _EXCLUSIVE = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
-OPEN_KEYS = tuple(f"{options}." for options in _NAMED.values())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -195,64 +203,61 @@ def set_layer(assignments: Sequence[str]) -> Layer:
     return Layer("--set", values, {key: f"--set {key}" for key in values})
 
 
+def nest(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return dotted values as a tree, and a line for each key that is a value in one place and a section in another."""
+    tree: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for depth, parent in enumerate(parents, start=1):
+            if node.get(parent) is None:  # also `data:` with nothing below it
+                node[parent] = {}
+            inner = node[parent]
+            if not isinstance(inner, dict):
+                whole = ".".join(parents[:depth])
+                problems.append(
+                    f"{place(origins, key)}can't be set inside {whole} = {inner!r} ({origin_of(origins, whole)})"
+                )
+                break
+            node = inner
+        else:
+            if isinstance(node.get(leaf), dict):
+                if value is None:
+                    continue
+                problems.append(f"{place(origins, key)}is a section, not a value ({value!r}); use {key}.NAME")
+            else:
+                node[leaf] = value
+    return tree, problems
+
+
 def build(values: Mapping[str, Any], origins: Mapping[str, str], model: type[RunConfig] = RunConfig) -> RunConfig:
     """Validate dotted values into a config.
 
     Raises:
         ConfigError: naming every problem with its origin, key and, for unknown keys, the nearest known one.
     """
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{origins.get(key, '')}: {key}: {parent!r} is a value, not a section")
-        if isinstance(node.get(leaf), dict) and not isinstance(value, dict):
-            raise ConfigError(f"{origins.get(key, '')}: {key}: is a section, not a value ({value!r})")
-        node[leaf] = value
+    empty = {key for key in _section_keys(model) if values.get(key, key) is None}  # `data:` with nothing below it
+    tree, problems = nest({key: value for key, value in values.items() if key not in empty}, origins)
     try:
-        return model.model_validate(tree)
+        config = model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, model, origins))) from None
+        problems.extend(explain(error, model, origins))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], prefix: str = ""
-) -> Iterator[str]:
-    """Yield one line a problem: where it was said, the dotted key, the value, and the fix.
-
-    Args:
-        prefix: dotted path of `model` inside the config, as in "mask.options.".
-    """
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        dotted = prefix + ".".join(path)
-        known = list(_known_keys(model, prefix))
-        key = next(
-            (k for k in sorted(origins, key=len, reverse=True) if dotted == k or dotted.startswith(f"{k}.")), None
-        )
-        where = origins.get(key or "", "") or next((o for k, o in origins.items() if k.startswith(f"{dotted}.")), "")
-        place = f"{where}: " if where else ""
-        named = "" if where.endswith(dotted) else f"{dotted}: "
-        if problem["type"] == "extra_forbidden":
-            yield f"{place}{named}unknown key{did_you_mean(dotted, known)}"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            value = problem["input"]
-            said = "" if isinstance(value, dict | BaseModel) else f"{value!r}: "
-            yield f"{place}{named}{said}{message[0].lower()}{message[1:]}"
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _section_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys that hold further keys: sections and plugin options."""
     for name, info in model.model_fields.items():
-        yield prefix + name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+        if is_section(info.annotation):
+            yield prefix + name
+            yield from _section_keys(info.annotation, f"{prefix}{name}.")
+        elif info.annotation == dict[str, Any]:
+            yield prefix + name
 
 
 def dump(config: BaseModel, header: str = "") -> str:
     """Return a config as YAML that loads back to an equal config; `header` becomes comment lines."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False, width=110)
-    return "".join(f"# {line}\n" for line in header.splitlines()) + text
+    return "".join(f"# {line}\n" for line in header.splitlines()) + dump_yaml(config.model_dump(mode="json"))

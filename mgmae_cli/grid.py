@@ -17,6 +17,7 @@ The official MGMAE code shows one patch fewer per slot; here every strategy gets
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,14 +45,15 @@ class ClipGrid:
     patch: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("frames", "height", "width", "tubelet", "patch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, key, size, step, unit in (
             ("frames", "data.frames", self.frames, self.tubelet, "model.tubelet"),
             ("height", "data.size", self.height, self.patch, "model.patch"),
             ("width", "data.size", self.width, self.patch, "model.patch"),
         ):
+            if step < 1:
+                raise ConfigError(f"{unit} = {step}: must be at least 1")
+            if size < 1:
+                raise ConfigError(f"{key}: {name} {size}: must be at least 1")
             if size % step:
                 below, above = size // step * step, (size // step + 1) * step
                 near = f"{below} or {above}" if below else f"{above}"
@@ -99,11 +101,14 @@ class ClipGrid:
         masked = int(ratio * self.patches + 1e-9)  # 0.7 * 10 is 6.999...; it means 7
         if masked < 1 or masked >= self.patches:
             what = "masked" if masked < 1 else "visible"
-            low, high = 1 / self.patches, (self.patches - 1) / self.patches
-            raise ConfigError(
-                f"mask.ratio = {ratio}: leaves no {what} patch of {self.patches} per slot "
-                f"({self.rows} x {self.cols}); use a ratio from {low:.4f} to {high:.4f}"
+            said = (
+                f"mask.ratio = {ratio}: leaves no {what} patch of {self.patches} per slot ({self.rows} x {self.cols})"
             )
+            if self.patches == 1:
+                raise ConfigError(f"{said}; no ratio splits a single patch: use a smaller model.patch")
+            low = math.ceil(1e4 / self.patches) / 1e4  # rounded so that the advice itself is accepted
+            high = math.floor(1e4 * (self.patches - 1) / self.patches) / 1e4
+            raise ConfigError(f"{said}; use a ratio from {low:.4f} to {high:.4f}")
         return masked
 
     def visible_per_slot(self, ratio: float) -> int:

@@ -24,8 +24,8 @@ from pydantic import BaseModel, PydanticUserError, ValidationError
 from pydantic_core import to_jsonable_python
 
 from mgmae_cli import __version__, hookspecs
-from mgmae_cli.config import explain
 from mgmae_cli.errors import ConfigError, PluginError, did_you_mean
+from mgmae_cli.explain import explain
 from mgmae_cli.interfaces import ClipSource, FlowEstimator, MaskStrategy, PluginOptions
 
 Kind = Literal["mask", "flow", "clip source"]

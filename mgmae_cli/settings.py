@@ -6,20 +6,23 @@ included, and contradictions between sections are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mgmae_cli.config import Layer, RunConfig, build, merge, recipe_layer, set_layer
-from mgmae_cli.errors import ConfigError
+from mgmae_cli.config import FlowConfig, Layer, MaskConfig, RunConfig, build, merge, nest, recipe_layer, set_layer
+from mgmae_cli.errors import ConfigError, DataError
+from mgmae_cli.explain import with_origin
 from mgmae_cli.grid import ClipGrid
-from mgmae_cli.interfaces import ClipSource, DataLocation, FlowEstimator, MaskStrategy
+from mgmae_cli.interfaces import ClipSource, DataLocation, FlowEstimator, MaskStrategy, PluginOptions
 from mgmae_cli.masking.masker import Masker
-from mgmae_cli.registry import Registry, default_registry, guess_source
+from mgmae_cli.registry import Kind, Plugin, Registry, default_registry, guess_source
 
-# The length of a run when nobody names one; sources may recommend another.
-_DEFAULT_LENGTH = {"train.epochs": 100}
+# The lowest layer: what a change of name is a change from, and the length of a run when nobody names one.
+_DEFAULTS = Layer(
+    "defaults",
+    {"mask.name": MaskConfig().name, "flow.name": FlowConfig().name, "data.source": "shapes", "train.epochs": 100},
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Settings:
         """
         data = self.config.data
         options = self.registry.make_options("clip source", self.source, data.options)
-        return self.source(options, DataLocation(data.path, data.root))
+        source = self.source(options, DataLocation(data.path, data.root))
+        if len(source) == 0:
+            raise DataError(f"data.path = {data.path}: source {source.name!r} finds no videos there")
+        return source
 
 
 def grid_of(config: RunConfig) -> ClipGrid:
@@ -87,54 +93,98 @@ def resolve(
 def resolve_layers(layers: Sequence[Layer], registry: Registry | None = None) -> Settings:
     """Resolve a run from any stack of layers, later over earlier; errors as for `resolve`."""
     registry = registry or default_registry()
-    values, origins = merge(layers)
-    source = _find_source(values, origins, registry)
-    recommended = Layer(
-        f"defaults of source {source.name!r}", {**_DEFAULT_LENGTH, **source.recommended, "data.source": source.name}
-    )
-    layers = [layer if "data.source" not in layer.values else _with_source(layer, source.name) for layer in layers]
-    values, origins = merge([recommended, *layers])
+    layers, source_name, source_origin = _settle_sources(layers, registry)
+    source = registry.source(source_name, source_origin)
+    recommended = Layer(f"defaults of source {source.name!r}", source.recommended)
+    values, origins = merge([_DEFAULTS, recommended, *layers])
 
-    mask = registry.mask(str(values.get("mask.name", "motion")), origins.get("mask.name", "mask.name"))
-    flow = registry.flow(str(values.get("flow.name", "dis")), origins.get("flow.name", "flow.name"))
-    config = build(values, origins)
+    mask = registry.mask(str(values["mask.name"]), origins["mask.name"])
+    flow = registry.flow(str(values["flow.name"]), origins["flow.name"])
     problems: list[str] = []
-    complete: dict[str, dict[str, Any]] = {}
-    used = {"mask": ("mask", mask, config.mask.options), "data": ("clip source", source, config.data.options)}
+    try:
+        config = build(values, origins)
+    except ConfigError as error:
+        problems.append(str(error))
+    used: dict[str, tuple[Kind, Plugin]] = {"mask": ("mask", mask), "data": ("clip source", source)}
     if mask.uses_flow:
-        used["flow"] = ("flow", flow, config.flow.options)
-    for section, (kind, cls, options) in used.items():
+        used["flow"] = ("flow", flow)
+    else:
+        problems += _unused_flow(origins, mask)
+    tree, _ = nest(values, origins)
+    options: dict[str, PluginOptions] = {}
+    for section, (kind, cls) in used.items():
+        given = tree[section].get("options") or {}
         try:
-            made = registry.make_options(kind, cls, options, origins)  # type: ignore[arg-type]
-            complete[section] = made.model_dump(mode="json")
+            options[section] = registry.make_options(kind, cls, given if isinstance(given, dict) else {}, origins)
         except ConfigError as error:
             problems.append(str(error))
-    if not mask.uses_flow:
-        problems += _unused_flow(origins, mask)
     if problems:
         raise ConfigError("\n".join(problems))
-    config = _with_options(config, complete)
-    _refuse_contradictions(config, mask, flow, source)
+    config = _with_options(config, options)
+    problems = list(_contradictions(config, mask(options["mask"]), flow, source))
+    if problems:
+        problems = [with_origin(problem, origins) for problem in problems]
+        raise ConfigError("\n".join(problems))
     return Settings(config, mask, flow, source, registry)
 
 
-def _find_source(values: Mapping[str, Any], origins: Mapping[str, str], registry: Registry) -> type[ClipSource]:
-    name, path = values.get("data.source", "auto"), values.get("data.path")
-    if name != "auto":
-        return registry.source(str(name), origins.get("data.source", "data.source"))
+def _settle_sources(layers: Sequence[Layer], registry: Registry) -> tuple[list[Layer], str, str]:
+    """Settle which clip source each layer means, since `data.source` and `data.path` are one choice.
+
+    A layer that names a source which makes its clips takes back the path of lower layers; one that names a path takes
+    back a source that would not read it.
+
+    Returns:
+        The layers, with `data.source` in each that changes it; the source's name in the end; and where it was said.
+
+    Raises:
+        ConfigError: nothing at the path, or no source takes it.
+    """
+    settled: list[Layer] = []
+    chosen, path, origin = "auto", None, "data.source"
+    for layer in layers:
+        values, origins = dict(layer.values), dict(layer.origins or {})
+        if "data.path" in values:
+            path, origin = values["data.path"], layer.origin_of("data.path")
+            if not _reads(registry, chosen, path):
+                chosen = "auto"
+        if "data.source" in values:
+            chosen, origin = str(values["data.source"]), layer.origin_of("data.source")
+            if "data.path" not in layer.values and path is not None and _makes_clips(registry, chosen):
+                path = values["data.path"] = values["data.root"] = None
+        if "data.path" in values or "data.source" in values:
+            values["data.source"] = _named(registry, chosen, path)
+            origins["data.source"] = origin
+        settled.append(Layer(layer.origin, values, origins))
+    if chosen != "auto":
+        return settled, chosen, origin
     if path is None:
-        return registry.source("shapes")
+        return settled, "shapes", origin
     try:
-        return guess_source(registry, Path(str(path)))
+        return settled, guess_source(registry, Path(str(path))).name, origin
     except ConfigError as error:
-        raise ConfigError(f"{origins.get('data.path', 'data.path')}: {error}") from None
+        raise ConfigError(f"{origin}: {error}") from None
 
 
-def _with_source(layer: Layer, name: str) -> Layer:
-    """Return the layer with `auto` replaced by what it means, so that it does not look like another choice."""
-    if layer.values["data.source"] != "auto":
-        return layer
-    return Layer(layer.origin, {**layer.values, "data.source": name}, layer.origins)
+def _named(registry: Registry, chosen: str, path: object) -> str:
+    """Return what `auto` means, as far as that can be told; a higher layer may mend what can't."""
+    if chosen != "auto":
+        return chosen
+    try:
+        return "shapes" if path is None else guess_source(registry, Path(str(path))).name
+    except ConfigError:
+        return chosen
+
+
+def _makes_clips(registry: Registry, name: str) -> bool:
+    return name in registry.names("clip source") and not registry.source(name).needs_path
+
+
+def _reads(registry: Registry, name: str, path: object) -> bool:
+    """Return whether a source chosen earlier goes on with another path: not if only other sources take that."""
+    if path is None or name not in registry.names("clip source"):
+        return True
+    return registry.source(name).needs_path and _named(registry, "auto", path) in ("auto", name)
 
 
 def _unused_flow(origins: Mapping[str, str], mask: type[MaskStrategy]) -> list[str]:
@@ -143,41 +193,51 @@ def _unused_flow(origins: Mapping[str, str], mask: type[MaskStrategy]) -> list[s
     return [f"{origin}: mask {mask.name!r} uses no flow; drop it, or choose --mask motion" for origin in given]
 
 
-def _with_options(config: RunConfig, complete: Mapping[str, dict[str, Any]]) -> RunConfig:
+def _with_options(config: RunConfig, options: Mapping[str, PluginOptions]) -> RunConfig:
     """Return the config with every plugin option written out, defaults included."""
     sections = {
-        section: getattr(config, section).model_copy(update={"options": options})
-        for section, options in complete.items()
+        section: getattr(config, section).model_copy(update={"options": made.model_dump(mode="json")})
+        for section, made in options.items()
     }
     return config.model_copy(update=sections)
 
 
-def _refuse_contradictions(
-    config: RunConfig, mask: type[MaskStrategy], flow: type[FlowEstimator], source: type[ClipSource]
-) -> None:
+def _contradictions(
+    config: RunConfig, strategy: MaskStrategy, flow: type[FlowEstimator], source: type[ClipSource]
+) -> Iterator[str]:
+    """Yield what is wrong between settings that are right by themselves."""
     data, train = config.data, config.train
-    grid_of(config).masked_per_slot(config.mask.ratio)
+    try:
+        grid = grid_of(config)
+        grid.masked_per_slot(config.mask.ratio)
+        visible = strategy.visible_tokens(grid, config.mask.ratio)
+        if not 0 < visible < grid.tokens:
+            yield (
+                f"mask.ratio = {config.mask.ratio}: mask {strategy.name!r} then shows {visible} of {grid.tokens} "
+                "tokens; use another ratio"
+            )
+        if config.model.decoder_mask == "running_cell" and (grid.rows % 2 or grid.cols % 2):
+            yield (
+                f"model.decoder_mask = 'running_cell': needs an even number of patch rows and columns, "
+                f"not {grid.rows} x {grid.cols}; use none, or another data.size"
+            )
+    except ConfigError as error:
+        yield str(error)
+    if train.steps is None and train.epochs is None:
+        yield "train.epochs: neither train.epochs nor train.steps is given; give one"
     if train.batch_size % data.samples_per_video:
-        raise ConfigError(
+        yield (
             f"train.batch_size = {train.batch_size}: not a multiple of data.samples_per_video = "
             f"{data.samples_per_video}; a batch holds whole videos"
         )
-    if mask.uses_flow and flow.needs_truth:
+    if strategy.uses_flow and flow.needs_truth:
         if not source.knows_flow:
-            raise ConfigError(
-                f"flow.name = {flow.name!r}: source {source.name!r} does not know its flow; use dis or raft"
-            )
+            yield f"flow.name = {flow.name!r}: source {source.name!r} does not know its flow; use dis or raft"
         if data.crop != "none" or data.flip:
-            raise ConfigError(
-                f"flow.name = {flow.name!r}: exact flow needs uncropped clips; set data.crop to none, flip to 0"
-            )
-    if data.path is None and source.needs_path:
-        raise ConfigError(f"data.path: source {source.name!r} needs a path; give --data PATH")
-    if data.path is not None and not source.needs_path:
-        raise ConfigError(f"data.path = {data.path}: source {source.name!r} reads no path; drop one of the two")
-    grid = grid_of(config)
-    if config.model.decoder_mask == "running_cell" and (grid.rows % 2 or grid.cols % 2):
-        raise ConfigError(
-            f"model.decoder_mask = 'running_cell': needs an even number of patch rows and columns, "
-            f"not {grid.rows} x {grid.cols}; use none, or another data.size"
-        )
+            yield f"flow.name = {flow.name!r}: exact flow needs uncropped clips; set data.crop to none, data.flip to 0"
+    if source.needs_path and data.path is None:
+        yield f"data.path: source {source.name!r} needs a path; give --data PATH"
+    if not source.needs_path:
+        for key, value in (("data.path", data.path), ("data.root", data.root)):
+            if value is not None:
+                yield f"{key} = {value}: source {source.name!r} reads no files; drop one of the two"
