@@ -22,7 +22,8 @@ def explain(
     known = list(_known_keys(model, prefix))
     by_key: dict[str, list[Any]] = {}  # a value that may be of two types has a problem with each
     for problem in error.errors():
-        by_key.setdefault(prefix + _setting(model, problem["loc"]), []).append(problem)
+        key = (prefix + _setting(model, problem["loc"])).removesuffix(".")  # what concerns the whole has no loc
+        by_key.setdefault(key, []).append(problem)
     for key, problems in by_key.items():
         if problems[0]["type"] == "extra_forbidden":
             yield f"{place(origins, key)}unknown key{_nearest_key(key, known)}"
