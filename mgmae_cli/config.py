@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,7 +40,9 @@ class FlowConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the estimator's own options")
 
 
-class DataConfig(Section):
+class ReadConfig(Section):
+    """Which videos, and which frames of them: what training, testing and feature extraction share."""
+
     source: str = Field("auto", description="clip source; auto: `shapes` without a path, else what the path is")
     path: Path | None = Field(None, description="a video, a folder of videos, or a list file")
     root: Path | None = Field(None, description="folder that a list's relative paths start from; default: the list's")
@@ -48,13 +50,7 @@ class DataConfig(Section):
     size: Pixels | tuple[Pixels, Pixels] = Field(224, description="pixels after cropping: one side, or [height, width]")
     stride: int = Field(4, ge=1, description="source frames from one clip frame to the next")
     sampling: Literal["stride", "segments"] = Field("stride", description="dense window, or one frame a segment (TSN)")
-    crop: Literal["multi_scale", "random_resized", "center", "none"] = "multi_scale"
-    flip: float = Field(0.0, ge=0, le=1, description="chance of a horizontal flip; 0 where labels know left from right")
-    samples_per_video: int = Field(
-        1, ge=1, description="crops and masks drawn from each decoded video (repeated sampling)"
-    )
     min_frames: int = Field(2, ge=1, description="videos with fewer frames are skipped as unreadable")
-    max_bad_share: float = Field(0.2, ge=0, le=1, description="stop when more than this share of videos is unreadable")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="loader processes; auto: from the machine's cores"
     )
@@ -67,6 +63,15 @@ class DataConfig(Section):
     @property
     def width(self) -> int:
         return self.size if isinstance(self.size, int) else self.size[1]
+
+
+class DataConfig(ReadConfig):
+    crop: Literal["multi_scale", "random_resized", "center", "none"] = "multi_scale"
+    flip: float = Field(0.0, ge=0, le=1, description="chance of a horizontal flip; 0 where labels know left from right")
+    samples_per_video: int = Field(
+        1, ge=1, description="crops and masks drawn from each decoded video (repeated sampling)"
+    )
+    max_bad_share: float = Field(0.2, ge=0, le=1, description="stop when more than this share of videos is unreadable")
 
 
 class ModelConfig(Section):
@@ -102,10 +107,15 @@ class TrainConfig(Section):
         return self
 
 
-class RunSection(Section):
-    out: Path | None = Field(None, description="run folder; default: runs/<mask>-<model>-<date>-<time>")
+class PlaceSection(Section):
+    """Where things run and what they leave."""
+
+    out: Path | None = Field(None, description="folder of what is written; default: a new one under runs/")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on the CPU")
+
+
+class RunSection(PlaceSection):
     compile: bool = Field(False, description="torch.compile the model")
     log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl; the loss is read only then")
     save_every: int = Field(0, ge=0, description="steps between kept checkpoints; 0: only the last ones")
@@ -125,6 +135,8 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     run: RunSection = RunSection()
 
+
+Config = TypeVar("Config", bound=BaseModel)
 
 # --- layers -------------------------------------------------------------------------------------------------------
 
@@ -231,7 +243,7 @@ def nest(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[dict[st
     return tree, problems
 
 
-def build(values: Mapping[str, Any], origins: Mapping[str, str], model: type[RunConfig] = RunConfig) -> RunConfig:
+def build(values: Mapping[str, Any], origins: Mapping[str, str], model: type[Config]) -> Config:
     """Validate dotted values into a config.
 
     Raises:

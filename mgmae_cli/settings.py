@@ -10,7 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgmae_cli.config import FlowConfig, Layer, MaskConfig, RunConfig, build, merge, nest, recipe_layer, set_layer
+from mgmae_cli.config import (
+    FlowConfig,
+    Layer,
+    MaskConfig,
+    ReadConfig,
+    RunConfig,
+    build,
+    merge,
+    nest,
+    recipe_layer,
+    set_layer,
+)
 from mgmae_cli.errors import ConfigError, DataError
 from mgmae_cli.explain import with_origin
 from mgmae_cli.grid import ClipGrid
@@ -54,12 +65,20 @@ class Settings:
         Raises:
             DataError: missing, empty, or not understood.
         """
-        data = self.config.data
-        options = self.registry.make_options("clip source", self.source, data.options)
-        source = self.source(options, DataLocation(data.path, data.root))
-        if len(source) == 0:
-            raise DataError(f"data.path = {data.path}: source {source.name!r} finds no videos there")
-        return source
+        return open_source(self.registry, self.source, self.config.data)
+
+
+def open_source(registry: Registry, cls: type[ClipSource], data: ReadConfig) -> ClipSource:
+    """Return the clip source that a config's `data` section describes, opened.
+
+    Raises:
+        DataError: missing, empty, or not understood.
+    """
+    options = registry.make_options("clip source", cls, data.options)
+    source = cls(options, DataLocation(data.path, data.root))
+    if len(source) == 0:
+        raise DataError(f"data.path = {data.path}: source {source.name!r} finds no videos there")
+    return source
 
 
 def grid_of(config: RunConfig) -> ClipGrid:
@@ -93,7 +112,7 @@ def resolve(
 def resolve_layers(layers: Sequence[Layer], registry: Registry | None = None) -> Settings:
     """Resolve a run from any stack of layers, later over earlier; errors as for `resolve`."""
     registry = registry or default_registry()
-    layers, source_name, source_origin = _settle_sources(layers, registry)
+    layers, source_name, source_origin = settle_sources(layers, registry)
     source = registry.source(source_name, source_origin)
     recommended = Layer(f"defaults of source {source.name!r}", source.recommended)
     values, origins = merge([_DEFAULTS, recommended, *layers])
@@ -102,7 +121,7 @@ def resolve_layers(layers: Sequence[Layer], registry: Registry | None = None) ->
     flow = registry.flow(str(values["flow.name"]), origins["flow.name"])
     problems: list[str] = []
     try:
-        config = build(values, origins)
+        config = build(values, origins, RunConfig)
     except ConfigError as error:
         problems.append(str(error))
     used: dict[str, tuple[Kind, Plugin]] = {"mask": ("mask", mask), "data": ("clip source", source)}
@@ -128,7 +147,7 @@ def resolve_layers(layers: Sequence[Layer], registry: Registry | None = None) ->
     return Settings(config, mask, flow, source, registry)
 
 
-def _settle_sources(layers: Sequence[Layer], registry: Registry) -> tuple[list[Layer], str, str]:
+def settle_sources(layers: Sequence[Layer], registry: Registry) -> tuple[list[Layer], str, str]:
     """Settle which clip source each layer means, since `data.source` and `data.path` are one choice.
 
     A layer that names a source which makes its clips takes back the path of lower layers; one that names a path takes

@@ -13,7 +13,7 @@ from mgmae_cli.yaml_files import parse_yaml
 
 
 def _built(*layers: Layer) -> RunConfig:
-    return build(*merge(layers))
+    return build(*merge(layers), RunConfig)
 
 
 def _complaints(*layers: Layer) -> list[str]:
