@@ -111,8 +111,9 @@ def _print(listing: dict[str, list[dict[str, Any]]], console: Console) -> None:
             about = Text.assemble(plugin["description"], "  ", (f"({plugin['package']})", "dim"))
             head.add_row(Text(plugin["name"], "bold cyan", no_wrap=True), about)
             console.print(head, width=width)
+            longest = max((len(f"{option['name']} = {option['default']}") for option in plugin["options"]), default=0)
             options = Table.grid(padding=(0, 2, 0, 0))
-            options.add_column(no_wrap=True, max_width=width // 2)
+            options.add_column(min_width=min(longest, width // 2), max_width=width // 2, overflow="fold")
             options.add_column()
             for option in plugin["options"]:
                 setting = Text.assemble((option["name"], "green"), f" = {option['default']}")
