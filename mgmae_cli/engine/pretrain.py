@@ -26,7 +26,7 @@ from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
 from mgmae_cli.settings import Settings, resolve_layers
 from mgmae_cli.video.crop import min_side
-from mgmae_cli.video.loader import ClipDataset, ClipSpec, Cropper
+from mgmae_cli.video.dataset import ClipDataset, ClipSpec, Cropper
 
 _WEIGHTS = 103  # what a derived seed is for
 

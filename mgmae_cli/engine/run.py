@@ -27,7 +27,8 @@ from mgmae_cli.engine.run_folder import RunFolder, describe_environment
 from mgmae_cli.engine.step import Task
 from mgmae_cli.engine.trainer import Plan, Trainer, Validation
 from mgmae_cli.registry import Registry
-from mgmae_cli.video.loader import ClipDataset, DataOrder, auto_workers, batches, make_loader
+from mgmae_cli.video.dataset import ClipDataset
+from mgmae_cli.video.loader import DataOrder, auto_workers, batches, make_loader
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Job:
         facts: rows of the start-up table.
         validation: measured now and then, or None.
         extra_state, load_extra: more to save and restore, such as averaged weights.
+        after_step: called after each change of the weights.
+        rerun: the command that starts another such run from config.yaml.
     """
 
     kind: str
@@ -69,6 +72,8 @@ class Job:
     validation: Validation | None = None
     extra_state: Callable[[], Mapping[str, Any]] = dict
     load_extra: Callable[[Mapping[str, Any]], None] = field(default=lambda payload: None)
+    after_step: Callable[[], None] | None = None
+    rerun: str = "mgmae pretrain config.yaml"
 
 
 def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
@@ -121,6 +126,7 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
         reporter=reporter,
         writer=writer,
         validation=job.validation,
+        after_step=job.after_step,
         step=start,
         bad=dict(payload.get("bad", {})),
         window=list(payload.get("window", [])),
@@ -213,7 +219,7 @@ def _describe(folder: RunFolder, job: Job, place: Place, resumed_at: int | None)
     name = "environment.json" if resumed_at is None else f"environment-resumed-{resumed_at}.json"
     folder.write(name, json.dumps(environment, indent=2) + "\n")
     if resumed_at is None:
-        header = f"Resolved settings of this run; a valid recipe: mgmae {job.kind} config.yaml --out NEW_FOLDER"
+        header = f"Resolved settings of this run; a valid recipe: {job.rerun} --out NEW_FOLDER"
         folder.write("config.yaml", dump(job.config, header))
 
 
