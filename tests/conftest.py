@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # results repeat, and tiny tensors are faster so
 
 
 def _shared_data() -> Path | None:
