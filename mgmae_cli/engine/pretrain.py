@@ -13,14 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mgmae_cli.config import Layer, RunConfig, recipe_layer
+from mgmae_cli.config import Layer, RunConfig
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.optim import decay_groups
-from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, run_job
+from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, resumed_layers, run_job
 from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.engine.trainer import Plan
-from mgmae_cli.errors import ConfigError
 from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
@@ -129,20 +128,7 @@ def resumed_settings(run: Path, flags: Layer | None = None, assignments: Layer |
     Raises:
         ConfigError: no such run, or a flag would change what the run computes.
     """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"--resume {run}: not a run folder: it has no config.yaml")
-    saved = recipe_layer(run / "config.yaml")
-    extra = [layer for layer in (flags, assignments) if layer is not None]
-    for layer in extra:
-        for key, value in layer.values.items():
-            may_change = key == "data.workers" or (key.startswith("run.") and key not in ("run.out", "run.precision"))
-            if not may_change and value != saved.values.get(key):
-                raise ConfigError(
-                    f"{layer.origin_of(key)}: a resumed run keeps its settings ({key} = {saved.values.get(key)}); "
-                    "drop the flag, or start a new run with it"
-                )
-    moved = Layer("--resume", {"run.out": str(run)})
-    return resolve_layers([saved, *extra, moved])
+    return resolve_layers(resumed_layers(run, [layer for layer in (flags, assignments) if layer is not None]))
 
 
 def default_out(config: RunConfig) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgmae_cli.config import RunSection, dump
+from mgmae_cli.config import Layer, RunSection, dump, recipe_layer
 from mgmae_cli.engine.checkpoint import CheckpointFolder, restore_rng
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.optim import Schedule, make_adamw
@@ -26,6 +26,7 @@ from mgmae_cli.engine.progress import Reporter, settings_table
 from mgmae_cli.engine.run_folder import RunFolder, describe_environment
 from mgmae_cli.engine.step import Task
 from mgmae_cli.engine.trainer import Plan, Trainer, Validation
+from mgmae_cli.errors import ConfigError
 from mgmae_cli.registry import Registry
 from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import DataOrder, auto_workers, batches, make_loader
@@ -141,6 +142,26 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
             reporter.close()
         if writer is not None:
             writer.close()
+
+
+def resumed_layers(run: Path, extra: Sequence[Layer]) -> list[Layer]:
+    """Return the settings of an earlier run as layers, with those given now, which may not change its results.
+
+    Raises:
+        ConfigError: no such run, or a setting would change what the run computes.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"--resume {run}: not a run folder: it has no config.yaml")
+    saved = recipe_layer(run / "config.yaml")
+    for layer in extra:
+        for key, value in layer.values.items():
+            may_change = key == "data.workers" or (key.startswith("run.") and key not in ("run.out", "run.precision"))
+            if not may_change and value != saved.values.get(key):
+                raise ConfigError(
+                    f"{layer.origin_of(key)}: a resumed run keeps its settings ({key} = {saved.values.get(key)}); "
+                    "drop the flag, or start a new run with it"
+                )
+    return [saved, *extra, Layer("--resume", {"run.out": str(run)})]
 
 
 def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:

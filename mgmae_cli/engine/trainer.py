@@ -82,6 +82,7 @@ class Trainer:
         state: returns what a checkpoint holds besides optimiser, generators and step.
         checkpoints, folder, reporter, writer: where it is saved and shown; None on other ranks than the first.
         validation: measured now and then; the best weights are kept beside the last.
+        after_step: called after each change of the weights.
         step: steps already done.
         bad: unreadable videos met so far, with reasons.
         window: losses since the last log line, where a resumed run had some.
@@ -100,6 +101,7 @@ class Trainer:
     reporter: Reporter | None = None
     writer: Any = None
     validation: Validation | None = None
+    after_step: Callable[[], None] | None = None
     step: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     window: list[float] = field(default_factory=list)
@@ -152,6 +154,8 @@ class Trainer:
         loss = train_step(self.task, micro_batches, self.optimizer, self.place, key, self.plan.clip_grad)
         self._losses.append(loss)
         self._names.append([name for batch in micro_batches for name in batch.names])
+        if self.after_step is not None:
+            self.after_step()
         self.step += 1
         self._window_steps += 1
         if self.reporter is not None:
