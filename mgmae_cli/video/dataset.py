@@ -136,7 +136,7 @@ class ClipDataset(Dataset[Sample | MgmaeError]):
             wants_truth=self.masker is not None and self.masker.needs_truth,
         )
         clip = self.source.load(video, request)
-        _check_clip(clip, self.source, video, spec.frames)
+        check_clip(clip, self.source, video, spec.frames)
         return clip
 
     def _finish(self, clip: Clip, epoch: int, video: int, bad: list[tuple[str, str]]) -> Sample:
@@ -154,7 +154,7 @@ class ClipDataset(Dataset[Sample | MgmaeError]):
         return Sample(torch.stack(clips), clip.name, clip.label, torch.stack(masks) if masks else None, truth, bad)
 
 
-def _check_clip(clip: object, source: ClipSource, video: int, frames: int) -> None:
+def check_clip(clip: object, source: ClipSource, video: int, frames: int) -> None:
     """Check what a source returned.
 
     Raises:
