@@ -13,12 +13,15 @@ import torch
 from mgmae_mask_blocks import BlockMask, axis_reach
 from torch import Tensor
 
+from mgmae_cli.engine.pretrain import pretrain
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.interfaces import MaskInputs
 from mgmae_cli.masking.contract import check_mask_strategy, mask_inputs
 from mgmae_cli.masking.select import pool_tokens
 from mgmae_cli.registry import Registry, build_registry
+from mgmae_cli.settings import resolve
+from mgmae_cli.yaml_files import read_yaml
 
 GRIDS = [ClipGrid(8, 64, 64, 2, 8), ClipGrid(6, 96, 160, 3, 16), ClipGrid(2, 96, 64, 2, 16)]
 LONG: dict[str, Any] = {"num_blocks": 2, "area": (0.7, 0.7)}
@@ -113,8 +116,9 @@ def slow_unions(draws: list[list[float]], options: Any, grid: ClipGrid, budget: 
 
 
 def test_blocks_that_span_the_clip_hide_the_same_patches_in_every_slot() -> None:
-    visible = visible_places(blocks(), GRIDS[0], 0.75, 20)
-    assert bool((visible == visible[:, :1]).all())
+    for strategy, ratio in ((blocks(), 0.75), (blocks(**LONG), 0.3)):  # blocks that grow, and blocks that shrink
+        visible = visible_places(strategy, GRIDS[0], ratio, 20)
+        assert bool((visible == visible[:, :1]).all())
     short = visible_places(blocks(extent=(0.25, 0.5)), GRIDS[0], 0.75, 20)
     assert not bool((short == short[:, :1]).flatten(1).all(1).any())
 
@@ -208,3 +212,11 @@ def test_masks_do_not_depend_on_what_the_clip_shows() -> None:
     black = mask_inputs(GRIDS[0], 0.75, 2, seed=1)
     white = MaskInputs(black.clip + 255, black.grid, black.ratio, torch.Generator().manual_seed(1))
     assert torch.equal(blocks().sample(black), blocks().sample(white))
+
+
+def test_two_steps_of_training_run_with_block_masks(tmp_path: Path) -> None:
+    small = ["train.steps=2", "train.batch_size=2", "data.workers=0", "data.size=32", "run.pictures=false"]
+    chosen = ["mask.name=blocks", "mask.options.area=[0.2, 0.4]", "run.device=cpu", f"run.out={tmp_path / 'run'}"]
+    pretrain(resolve(None, None, [*chosen, *small], own_registry()))
+    saved = read_yaml(tmp_path / "run" / "config.yaml")["mask"]
+    assert (saved["name"], saved["options"]["area"], saved["options"]["num_blocks"]) == ("blocks", [0.2, 0.4], 8)
