@@ -53,6 +53,7 @@ class Entry:
     total: int | None = None
     label: str | None = None
     split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Columns:
     path: str | None = None  # None: any of PATH_NAMES
     label: str = "label"
     split: str = "split"
+    group: str = "group"
     start: str = "start"
     total: str = "total"
 
@@ -186,7 +188,8 @@ def _with_header(
         if not fields[path_at]:
             raise DataError(f"{file}, line {number}: {text!r}: expected a path in column {header[path_at]!r}")
         whole = None if total is None or total < 0 else total
-        entries.append(Entry(number, fields[path_at], start, whole, value(columns.label), value(columns.split)))
+        label, split, group = value(columns.label), value(columns.split), value(columns.group)
+        entries.append(Entry(number, fields[path_at], start, whole, label, split, group))
     if not entries:
         raise DataError(f"{file}: holds a header and no videos")
     return entries

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -144,6 +145,7 @@ class ListSource(FileSource):
         )
         label_column: str = Field("label", description="a header's name for the label")
         split_column: str = Field("split", description="a header's name for the split")
+        group_column: str = Field("group", description="a header's name for what must not straddle splits: a session")
         split: str | None = Field(None, description="use only the lines with this value in the split column")
         classes: tuple[str, ...] = Field((), description="class names in the order of their numbers; default: A to Z")
 
@@ -153,7 +155,7 @@ class ListSource(FileSource):
         super().__init__(options, location)
         self._file = _existing(location, "a list file")
         self._base = location.root or self._file.parent
-        columns = Columns(options.path_column, options.label_column, options.split_column)
+        columns = Columns(options.path_column, options.label_column, options.split_column, options.group_column)
         entries, header = read_list(self._file, options.columns, columns)
         self._check_columns(header)
         self._classes, numbers = number_labels(self._file, entries, options.classes)
@@ -169,7 +171,8 @@ class ListSource(FileSource):
         named = {
             "path_column": options.path_column,
             "split_column": options.split_column if options.split is not None else None,
-            "label_column": options.label_column if "label_column" in options.model_fields_set else None,
+            "label_column": options.label_column if options.label_column != "label" else None,
+            "group_column": options.group_column if options.group_column != "group" else None,
         }
         for key, column in named.items():
             if column is not None and column.casefold() not in known:
@@ -212,7 +215,7 @@ class ListSource(FileSource):
 
     def entry(self, index: int) -> Entry:
         listed = self._entries[index]
-        return Entry(listed.line, str(self._base / listed.path), listed.start, listed.total, listed.label, listed.split)
+        return replace(listed, path=str(self._base / listed.path))
 
     @property
     def classes(self) -> Sequence[str] | None:
@@ -220,6 +223,9 @@ class ListSource(FileSource):
 
     def label(self, index: int) -> int | None:
         return self._labels[index] if self._labels[index] >= 0 else None
+
+    def group(self, index: int) -> str | None:
+        return self._entries[index].group
 
 
 def _existing(location: DataLocation, what: str) -> Path:
