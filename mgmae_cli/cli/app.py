@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mgmae_cli import __version__
-from mgmae_cli.cli import mask, plugins, pretrain
+from mgmae_cli.cli import evaluate, features, finetune, mask, plugins, pretrain, probe
 from mgmae_cli.errors import Interrupted, MgmaeError
 
 app = typer.Typer(
@@ -21,6 +21,10 @@ app = typer.Typer(
     epilog="First run, nothing prepared: [bold]mgmae pretrain --mask motion --warp backward[/bold]",
 )
 app.command("pretrain")(pretrain.pretrain)
+app.command("finetune")(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("probe")(probe.probe)
+app.command("features")(features.features)
 app.add_typer(mask.app, name="mask")
 app.command("plugins")(plugins.plugins)
 

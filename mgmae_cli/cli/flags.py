@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from mgmae_cli.config import Layer
 
-MASKING, DATA, MODEL, LENGTH, RUN = "Masking", "Data", "Model", "Training", "Run"
+MASKING, DATA, MODEL, LENGTH, TESTING, RUN = "Masking", "Data", "Model", "Training", "Testing", "Run"
 
 
 def _option(flag: str, panel: str, text: str, **extra: Any) -> Any:
@@ -44,6 +44,27 @@ Set = Annotated[
     list[str] | None, _option("--set", RUN, "Any setting: KEY=VALUE, as in train.clip_grad=1. May be repeated.")
 ]
 
+# Of the commands that judge what was pre-trained
+Checkpoint = Annotated[
+    Path | None, typer.Argument(help="A checkpoint of any known format, or a run folder.", show_default=False)
+]
+Recipe = Annotated[Path | None, _option("--recipe", RUN, "A recipe, or the config.yaml of an earlier result.")]
+Val = Annotated[
+    Path | None, _option("--val", DATA, "List, folder or video to test on; default: the split `val` of --data.")
+]
+Clips = Annotated[int | None, _option("--clips", TESTING, "Places in time of each video; default 1.")]
+Crops = Annotated[int | None, _option("--crops", TESTING, "1 (default: the centre) or 3 (along the longer side).")]
+Merge = Annotated[str | None, _option("--merge", TESTING, "Merge views by prob (default) or logit.")]
+OnBad = Annotated[
+    str | None, _option("--on-bad", TESTING, "An unreadable video: error (default), or count it as wrong.")
+]
+ViewBatch = Annotated[int | None, _option("--batch-size", TESTING, "Views a forward pass; default 32.")]
+Baseline = Annotated[
+    str | None, _option("--baseline", MODEL, "random: the same model, not trained; pixels: no model at all.")
+]
+Layers = Annotated[str | None, _option("--layers", MODEL, "Blocks, as in 4,8,last (default: last); 0: the embedding.")]
+ResultOut = Annotated[Path | None, _option("--out", RUN, "Folder of the results; default: a new one in the run's.")]
+
 # parameter name -> (flag, config key)
 _KEYS = {
     "mask": ("--mask", "mask.name"),
@@ -64,18 +85,28 @@ _KEYS = {
     "device": ("--device", "run.device"),
     "precision": ("--precision", "run.precision"),
     "out": ("--out", "run.out"),
+    "checkpoint": ("CHECKPOINT", "checkpoint"),
+    "baseline": ("--baseline", "baseline"),
+    "val": ("--val", "val.path"),
+    "clips": ("--clips", "views.clips"),
+    "crops": ("--crops", "views.crops"),
+    "merge": ("--merge", "views.merge"),
+    "on_bad": ("--on-bad", "views.on_bad"),
+    "view_batch": ("--batch-size", "views.batch_size"),
 }
 
 
-def flags_layer(arguments: Mapping[str, Any]) -> Layer:
+def flags_layer(arguments: Mapping[str, Any], own: Mapping[str, tuple[str, str]] | None = None) -> Layer:
     """Return the flags that were given as a layer of settings.
 
     Args:
         arguments: a command's arguments by parameter name (its `locals()`); those that are None were not given.
+        own: flags and keys of the command's own parameters.
     """
     from mgmae_cli.config import Layer
 
-    given = {_KEYS[name]: value for name, value in arguments.items() if name in _KEYS and value is not None}
+    keys = {**_KEYS, **(own or {})}
+    given = {keys[name]: value for name, value in arguments.items() if name in keys and value is not None}
     values = {key: str(value) if isinstance(value, Path) else value for (_, key), value in given.items()}
     origins = {key: flag for flag, key in given}
     if arguments.get("data") is not None:
