@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgmae_cli.grid import ClipGrid
-from mgmae_cli.model.videomae import VideoEncoder, ViTSize, preset
+from mgmae_cli.model.encoder import VideoEncoder
+from mgmae_cli.model.videomae import ViTSize, preset
 
 
 class VideoClassifier(VideoEncoder):
