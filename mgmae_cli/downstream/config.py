@@ -30,14 +30,19 @@ class ValConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the source's options, over those of data")
 
 
-class ViewsConfig(Section):
-    """How videos are tested."""
+class ReadViews(Section):
+    """Which views of each video are read."""
 
     clips: int = Field(1, ge=1, description="places in time, spread over the video")
     crops: Literal[1, 3] = Field(1, description="1: the centre; 3: along the longer side")
-    merge: Literal["prob", "logit"] = Field("prob", description="merge views by mean probability, or by mean score")
     batch_size: int = Field(32, ge=1, description="views per forward pass")
     on_bad: Literal["error", "count"] = Field("error", description="an unreadable video: stop, or count it as wrong")
+
+
+class ViewsConfig(ReadViews):
+    """How videos are tested."""
+
+    merge: Literal["prob", "logit"] = Field("prob", description="merge views by mean probability, or by mean score")
 
 
 class AugmentConfig(Section):
@@ -119,7 +124,10 @@ class ProbeSettings(Section):
     def _fits_its_kind(self) -> ProbeSettings:
         swept = [name for name in ("lr", "weight_decay", "epochs") if getattr(self, name) is not None]
         if self.kind == "knn" and swept:
-            raise ValueError(f"knn has no {swept[0]}: it is not trained; drop it")
+            raise ValueError(f"knn has no {swept[0]}: it is not trained; drop it, or choose another kind")
+        for name in ("k", "temperature"):
+            if self.kind != "knn" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{self.kind} has no {name}; drop it, or choose --kind knn")
         if any(rate <= 0 for rate in self.lr or ()) or any(decay < 0 for decay in self.weight_decay or ()):
             raise ValueError("lr must be above 0, and weight_decay 0 or above")
         return self
@@ -134,7 +142,7 @@ class ProbeConfig(Section):
     data: ReadConfig = ReadConfig()
     val: ValConfig = ValConfig()
     probe: ProbeSettings = ProbeSettings()
-    views: ViewsConfig = ViewsConfig()
+    views: ReadViews = ReadViews()
     run: PlaceSection = PlaceSection()
 
 
@@ -153,5 +161,5 @@ class FeaturesConfig(Section):
     baseline: Literal["none", "random", "pixels"] = "none"
     data: ReadConfig = ReadConfig()
     features: FeatureSettings = FeatureSettings()
-    views: ViewsConfig = ViewsConfig()
+    views: ReadViews = ReadViews()
     run: PlaceSection = PlaceSection()

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from mgmae_cli.config import Layer, dump
 from mgmae_cli.downstream.config import EvaluateConfig
-from mgmae_cli.downstream.confusion import confusion_png
 from mgmae_cli.downstream.data import labelled
 from mgmae_cli.downstream.encoder import LoadedClassifier, build_tested, load_classifier
 from mgmae_cli.downstream.metrics import Prediction, Report, report
+from mgmae_cli.downstream.pictures import confusion_png
 from mgmae_cli.downstream.predict import predict, views_story
 from mgmae_cli.downstream.settings import (
     Resolved,

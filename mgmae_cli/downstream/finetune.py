@@ -26,6 +26,7 @@ from mgmae_cli.downstream.encoder import classifier_geometry, new_classifier
 from mgmae_cli.downstream.finetune_settings import FinetuneSettings
 from mgmae_cli.downstream.layer_decay import layer_decay_groups
 from mgmae_cli.downstream.metrics import report
+from mgmae_cli.downstream.pictures import curves_png
 from mgmae_cli.downstream.predict import predict, views_story
 from mgmae_cli.downstream.settings import open_train, open_val, view_spec
 from mgmae_cli.engine import distributed
@@ -110,7 +111,10 @@ def finetune(
         run_job(job, place, out, resume is not None, console)
         if not place.is_main:
             return None
-        measured = [record for record in read_metrics(out) if "top1" in record]
+        records = read_metrics(out)
+        if config.run.pictures:
+            curves_png(out / "curves.png", records)
+        measured = [record for record in records if "top1" in record]
         best = max(measured, key=lambda record: float(record["top1"]))
         return FinetuneResult(out, settings, best, measured[-1], time.monotonic() - started)
     finally:

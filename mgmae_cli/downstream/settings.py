@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mgmae_cli.config import Config, Layer, ReadConfig, build, merge, nest, recipe_layer, set_layer
-from mgmae_cli.downstream.config import ValConfig, ViewsConfig
+from mgmae_cli.downstream.config import ReadViews, ValConfig
 from mgmae_cli.downstream.views import ViewSpec
 from mgmae_cli.errors import ConfigError, DataError
 from mgmae_cli.explain import with_origin
@@ -190,7 +190,7 @@ def open_val(resolved: Resolved[Any]) -> ClipSource:
     return source
 
 
-def view_spec(data: ReadConfig, views: ViewsConfig) -> ViewSpec:
+def view_spec(data: ReadConfig, views: ReadViews) -> ViewSpec:
     """Return how videos are read for testing."""
     return ViewSpec(
         frames=data.frames,
