@@ -2,10 +2,11 @@
 
 model       state dict, keys as in the official layout
 optimizer   AdamW's states
-step        optimiser steps done; with the seed it fixes the place in the data, the schedule and all sample seeds
-rng         torch's global generators (drop path and dropout draw from them)
+step        optimiser steps done; with the seed in the config it fixes the place in the data, the learning rate, and
+            every random number to come, since all are drawn from generators made from (seed, step, ...)
 config      the resolved config
 format      "mgmae-1"
+...         what `Trainer` and the kind of run add: the window of losses, unreadable videos, averaged weights
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,6 @@ FORMAT = "mgmae-1"
 _NAME = re.compile(r"step-(\d+)\.pt$")
 
 
-def rng_state() -> dict[str, Any]:
-    """Return the states of torch's global generators."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    """Set torch's global generators; those of GPUs only if there are as many."""
-    torch.set_rng_state(state["cpu"])
-    if len(state.get("cuda", [])) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        for index, cuda in enumerate(state.get("cuda", [])):
-            torch.cuda.set_rng_state(cuda, index)
-
-
 def write_whole(path: Path, payload: Mapping[str, Any]) -> None:
     """Write a torch file so that a crash or a full disk leaves the old one, or none, never half of one.
 
@@ -48,15 +34,20 @@ def write_whole(path: Path, payload: Mapping[str, Any]) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save(dict(payload), file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps some of the disk's errors in RuntimeError
-        partial.unlink(missing_ok=True)
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
-        raise RunError(f"{path}: checkpoint not saved: {reason}; free some space or choose another --out") from error
+        raise RunError(
+            f"{path}: checkpoint not saved: {_reason(error)}; older ones are kept. Free some space, or choose another "
+            "--out"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -70,7 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {_reason(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not an mgmae training checkpoint; `--init` takes weights of other formats")
     return payload
@@ -96,22 +87,29 @@ class CheckpointFolder:
         return sorted(found)
 
     def save(self, step: int, payload: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of `step`, then remove those that need not be kept.
+        """Write the checkpoint of `step`, then remove those before it that need not be kept.
 
         Raises:
-            RunError: it could not be written; older ones are untouched.
+            RunError: it could not be written, or an old one not removed; older ones are untouched.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:06d}.pt"
         write_whole(path, {"format": FORMAT, "step": step, **payload})
-        for old_step, old in self.all()[: -self.keep_last]:
-            if not self.keep_every or old_step % self.keep_every:
+        done = [
+            (old_step, old) for old_step, old in self.all() if old_step <= step
+        ]  # a damaged later one may lie there
+        stale = [old for old_step, old in done[: -self.keep_last] if not self.keep_every or old_step % self.keep_every]
+        left_by_crashes = self.folder.glob(".step-*.partial")
+        for old in [*stale, *left_by_crashes]:
+            try:
                 old.unlink(missing_ok=True)
+            except OSError as error:
+                raise RunError(
+                    f"{old}: can't be removed: {_reason(error)}; --out needs a folder of your own"
+                ) from error
         return path
 
     def save_best(self, step: int, payload: Mapping[str, Any]) -> Path:
         """Write `best.pt`, which holds weights but no optimiser; errors as for `save`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "best.pt"
         write_whole(path, {"format": FORMAT, "step": step, **payload})
         return path
@@ -133,3 +131,9 @@ class CheckpointFolder:
                 yield read_checkpoint(path), path
             except CheckpointError as error:
                 complaints.append(str(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

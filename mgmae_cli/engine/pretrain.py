@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from mgmae_cli.engine.trainer import Plan
 from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
+from mgmae_cli.registry import Registry
 from mgmae_cli.settings import Settings, resolve_layers
 from mgmae_cli.video.crop import min_side
 from mgmae_cli.video.dataset import ClipDataset, ClipSpec, Cropper
@@ -122,18 +124,23 @@ def pretrain_job(settings: Settings, masker: Masker, place: Place) -> tuple[Job,
     return job, model
 
 
-def resumed_settings(run: Path, flags: Layer | None = None, assignments: Layer | None = None) -> Settings:
+def resumed_settings(
+    run: Path, flags: Layer | None = None, assignments: Layer | None = None, registry: Registry | None = None
+) -> Settings:
     """Return the settings of an earlier run, changed only where its results don't depend on it.
 
     Raises:
         ConfigError: no such run, or a flag would change what the run computes.
     """
-    return resolve_layers(resumed_layers(run, [layer for layer in (flags, assignments) if layer is not None]))
+    extra = [layer for layer in (flags, assignments) if layer is not None]
+    return resolve_layers(resumed_layers(run, extra), registry)
 
 
 def default_out(config: RunConfig) -> Path:
-    """Return a new folder's name: runs/<mask>-<model>-<date>-<time>."""
-    return Path("runs") / f"{config.mask.name}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Return a new folder's name: runs/<mask>-<model>-<date>-<time>, with a number if that is taken."""
+    name = f"{config.mask.name}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def clip_spec(config: RunConfig) -> ClipSpec:
@@ -157,7 +164,7 @@ def clip_spec(config: RunConfig) -> ClipSpec:
 def _facts(config: RunConfig, masker: Masker, model: VideoMAE, plan: Plan) -> list[tuple[str, str]]:
     grid, visible = masker.grid, masker.visible_tokens
     chosen = {**config.mask.options, **({"flow": config.flow.name} if masker.estimator else {})}
-    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if value not in (None, False))
+    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if value is not None and value is not False)
     encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     decoder = sum(p.numel() for p in model.parameters()) / 1e6 - encoder
     masked = f"{grid.tokens - visible} masked of {grid.slots} slots x {grid.rows} x {grid.cols}"

@@ -18,15 +18,16 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgmae_cli.config import Layer, RunSection, dump, recipe_layer
-from mgmae_cli.engine.checkpoint import CheckpointFolder, restore_rng
-from mgmae_cli.engine.distributed import Place
+from mgmae_cli.config import Layer, RunConfig, RunSection, build, dump, flatten, merge, recipe_layer
+from mgmae_cli.engine.checkpoint import CheckpointFolder
+from mgmae_cli.engine.distributed import Place, together
 from mgmae_cli.engine.optim import Schedule, make_adamw
 from mgmae_cli.engine.progress import Reporter, settings_table
-from mgmae_cli.engine.run_folder import RunFolder, describe_environment
+from mgmae_cli.engine.run_folder import RunFolder, Scalars, describe_environment
 from mgmae_cli.engine.step import Task
 from mgmae_cli.engine.trainer import Plan, Trainer, Validation
-from mgmae_cli.errors import ConfigError
+from mgmae_cli.errors import CheckpointError, ConfigError
+from mgmae_cli.explain import place as place_of
 from mgmae_cli.registry import Registry
 from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import DataOrder, auto_workers, batches, make_loader
@@ -77,6 +78,17 @@ class Job:
     rerun: str = "mgmae pretrain config.yaml"
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a run takes up its work, and what is remembered from before."""
+
+    step: int = 0
+    bad: Mapping[str, str] = field(default_factory=dict)
+    window: Sequence[float] = ()
+    best: float = -math.inf
+    notes: Sequence[str] = ()
+
+
 def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
     """Train a job from its start, or from its newest checkpoint, to its end.
 
@@ -87,54 +99,46 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
         MgmaeError: anything the user can mend; the folder keeps what was saved.
     """
     checkpoints = CheckpointFolder(out / "checkpoints", job.run.keep_last, job.run.save_every)
-    payload: dict[str, Any] = {}
-    notes: list[str] = []
-    if resume:
-        payload, path, notes = checkpoints.newest()
-        notes.append(f"resuming from {path}")
-        job.model.load_state_dict(payload["model"])
-        job.load_extra(payload)
-    start = int(payload.get("step", 0))
-    optimizer = make_adamw(job.groups, job.schedule(start), job.betas, place.device)
-    torch.manual_seed(job.seed + place.rank)
-    if payload:
-        optimizer.load_state_dict(payload["optimizer"])
-        restore_rng(payload["rng"])
+    optimizer = make_adamw(job.groups, job.schedule(0), job.betas, place.device)
+    start = _restore(job, optimizer, checkpoints, place) if resume else _Start()
     folder, reporter, writer = None, None, None
+    with together():
+        if place.is_main:
+            folder = _open_folder(job, place, out, start.step if resume else None)
+            writer = Scalars(out / "tensorboard", start.step)
     if place.is_main:
-        folder = RunFolder(out, start if resume else None)
-        _describe(folder, job, place, start if resume else None)
-        console.print(settings_table(f"mgmae {job.kind}", [*job.facts, ("run folder", str(out))]))
-        for note in notes:
+        console.print(settings_table(f"mgmae {job.kind}", [*job.facts, ("run folder", str(out))]), soft_wrap=True)
+        for note in start.notes:
             console.print(note, style="yellow", soft_wrap=True, markup=False)
-        writer = _summary_writer(out, start)
-        reporter = Reporter(console, job.plan.steps, start, job.kind)
-    trainer = Trainer(
-        task=job.make_task(wrap(job.model, place, job.run.compile)),
-        optimizer=optimizer,
-        schedule=job.schedule,
-        plan=job.plan,
-        place=place,
-        seed=job.seed,
-        state=lambda: {
-            "kind": job.kind,
-            "model": job.model.state_dict(),
-            "config": job.config.model_dump(mode="json"),
-            **job.extra_state(),
-        },
-        checkpoints=checkpoints if place.is_main else None,
-        folder=folder,
-        reporter=reporter,
-        writer=writer,
-        validation=job.validation,
-        after_step=job.after_step,
-        step=start,
-        bad=dict(payload.get("bad", {})),
-        window=list(payload.get("window", [])),
-        best=float(payload.get("best", -math.inf)),
-    )
-    stream = batches(_loader(job, place, start))
+    task = job.make_task(wrap(job.model, place, job.run.compile))
+    stream = batches(_loader(job, place, start.step))
     try:
+        if place.is_main:
+            reporter = Reporter(console, job.plan.steps, start.step, job.kind)
+        trainer = Trainer(
+            task=task,
+            optimizer=optimizer,
+            schedule=job.schedule,
+            plan=job.plan,
+            place=place,
+            seed=job.seed,
+            state=lambda: {
+                "kind": job.kind,
+                "model": job.model.state_dict(),
+                "config": job.config.model_dump(mode="json"),
+                **job.extra_state(),
+            },
+            checkpoints=checkpoints if place.is_main else None,
+            folder=folder,
+            reporter=reporter,
+            writer=writer,
+            validation=job.validation,
+            after_step=job.after_step,
+            step=start.step,
+            bad=dict(start.bad),
+            window=list(start.window),
+            best=start.best,
+        )
         trainer.fit(stream)
     finally:
         stream.close()
@@ -144,24 +148,67 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
             writer.close()
 
 
-def resumed_layers(run: Path, extra: Sequence[Layer]) -> list[Layer]:
-    """Return the settings of an earlier run as layers, with those given now, which may not change its results.
+def _restore(job: Job, optimizer: torch.optim.Optimizer, checkpoints: CheckpointFolder, place: Place) -> _Start:
+    """Load the newest checkpoint that can be read into model and optimiser.
 
     Raises:
-        ConfigError: no such run, or a setting would change what the run computes.
+        CheckpointError: all are damaged, or of another run.
+        ConfigError: a step would not hold as many clips as before.
+    """
+    if not checkpoints.all():
+        return _Start(notes=["no checkpoint was saved yet: starting from the first step"])
+    payload, path, notes = checkpoints.newest()
+    if payload.get("kind") != job.kind:
+        raise CheckpointError(f"{path}: is of mgmae {payload.get('kind')}, not of mgmae {job.kind}")
+    clips, videos, plan = payload.get("clips_per_step"), payload.get("videos"), job.plan
+    if clips != plan.clips_per_step:
+        raise ConfigError(
+            f"train.accumulate: the run had {clips} clips a step, and {place.ranks} processes now make "
+            f"{plan.clips_per_step}; change train.batch_size or train.accumulate so that a step holds {clips} again"
+        )
+    try:
+        job.model.load_state_dict(payload["model"])
+        optimizer.load_state_dict(payload["optimizer"])
+        job.load_extra(payload)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: does not fit the model that config.yaml describes: {reason}") from error
+    if videos != plan.videos:
+        notes.append(f"the data held {videos} videos, and holds {plan.videos} now: their order changes from here on")
+    notes.append(f"resuming from {path}")
+    return _Start(int(payload["step"]), payload["bad"], payload["window"], float(payload["best"]), notes)
+
+
+def resumed_layers(run: Path, extra: Sequence[Layer], model: type[BaseModel] = RunConfig) -> list[Layer]:
+    """Return the settings of an earlier run as layers, with those given now, which may not change its results.
+
+    Args:
+        extra: flags and assignments.
+        model: the config of such runs.
+
+    Raises:
+        ConfigError: no such run, or settings would change what the run computes; all that do are named.
     """
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"--resume {run}: not a run folder: it has no config.yaml")
     saved = recipe_layer(run / "config.yaml")
-    for layer in extra:
-        for key, value in layer.values.items():
-            may_change = key == "data.workers" or (key.startswith("run.") and key not in ("run.out", "run.precision"))
-            if not may_change and value != saved.values.get(key):
-                raise ConfigError(
-                    f"{layer.origin_of(key)}: a resumed run keeps its settings ({key} = {saved.values.get(key)}); "
-                    "drop the flag, or start a new run with it"
-                )
+    _, origins = merge([saved, *extra])
+    before, now = (dict(flatten(build(*merge(layers), model).model_dump())) for layers in ([saved], [saved, *extra]))
+    problems = [
+        f"{place_of(origins, key)}a resumed run keeps its settings ({key} = {before.get(key)}); drop it, or start a new run"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not _may_change(key)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return [saved, *extra, Layer("--resume", {"run.out": str(run)})]
+
+
+def _may_change(key: str) -> bool:
+    """Return whether a resumed run may take another value. The clips of a step stay as many: `_restore` sees to that."""
+    if key.startswith("run."):
+        return key not in ("run.out", "run.precision")
+    return key in ("data.workers", "train.batch_size", "train.accumulate")
 
 
 def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:
@@ -170,7 +217,9 @@ def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:
         model.compile()
     if place.ranks == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[place.device.index] if place.device.type == "cuda" else None)
+    devices = [place.device.index] if place.device.type == "cuda" else None
+    # buffers are constant tables: not worth sending at every step
+    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def make_plan(
@@ -189,7 +238,7 @@ def make_plan(
     clips = batch_size * accumulate * place.ranks
     videos_per_step = clips // repeats
     return Plan(
-        steps=max(1, steps or math.ceil((epochs or 0) * videos / videos_per_step)),
+        steps=max(1, steps or math.ceil((epochs or 0) * videos / videos_per_step - 1e-9)),
         clips_per_step=clips,
         videos_per_step=videos_per_step,
         videos=videos,
@@ -235,19 +284,16 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def _describe(folder: RunFolder, job: Job, place: Place, resumed_at: int | None) -> None:
-    environment = describe_environment(job.registry, device_name(place.device))
-    name = "environment.json" if resumed_at is None else f"environment-resumed-{resumed_at}.json"
-    folder.write(name, json.dumps(environment, indent=2) + "\n")
+def _open_folder(job: Job, place: Place, out: Path, resumed_at: int | None) -> RunFolder:
+    environment = json.dumps(describe_environment(job.registry, device_name(place.device)), indent=2) + "\n"
     if resumed_at is None:
         header = f"Resolved settings of this run; a valid recipe: {job.rerun} --out NEW_FOLDER"
-        folder.write("config.yaml", dump(job.config, header))
-
-
-def _summary_writer(out: Path, start: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(out / "tensorboard"), purge_step=start)
+        folder = RunFolder(out, dump(job.config, header))
+        folder.write("environment.json", environment)
+        return folder
+    folder = RunFolder(out, None, resumed_at)
+    folder.write(f"environment-resumed-{resumed_at}.json", environment)
+    return folder
 
 
 def _loader(job: Job, place: Place, start: int) -> Any:
@@ -260,5 +306,5 @@ def _loader(job: Job, place: Place, start: int) -> Any:
         rank=place.rank,
         ranks=place.ranks,
     )
-    workers = auto_workers(place.device, place.ranks) if job.workers == "auto" else int(job.workers)
+    workers = auto_workers(place.device, place.local_ranks) if job.workers == "auto" else int(job.workers)
     return make_loader(job.dataset, order, workers, pin=place.device.type == "cuda")

@@ -10,7 +10,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,32 +29,42 @@ class RunFolder:
 
     Args:
         path: the folder.
-        resumed_at: None starts a new run; a step takes up the run that is there.
+        config: text of config.yaml; None takes up the run that is there.
+        resumed_at: the step from which that goes on.
 
     Raises:
         RunError: the folder holds a run, or can't be written.
     """
 
-    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+    def __init__(self, path: Path, config: str | None, resumed_at: int = 0) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if resumed_at is None:
-                self._refuse_second_run()
-                (path / "metrics.jsonl").touch()
-            else:
+            if config is None:
                 self._forget_after(resumed_at)
+            else:
+                self._claim(config)
         except OSError as error:
             raise RunError(f"{path}: can't be written: {_reason(error)}; choose another --out") from error
 
-    def _refuse_second_run(self) -> None:
-        config = self.path / "config.yaml"
+    def _claim(self, config: str) -> None:
+        """Write config.yaml where no run is; of two processes that try, one succeeds."""
+        for name in ("metrics.jsonl", "checkpoints"):
+            if (self.path / name).exists() and not (self.path / "config.yaml").exists():
+                raise RunError(f"{self.path}: holds {name} of something else; choose another --out")
         try:
-            os.close(os.open(config, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            file = (self.path / "config.yaml").open("x", encoding="utf-8")
         except FileExistsError:
             raise RunError(
                 f"{self.path}: already holds a run; go on with it by --resume {self.path}, or choose another --out"
             ) from None
+        try:
+            with file:
+                file.write(config)
+            (self.path / "metrics.jsonl").touch()
+        except OSError:
+            (self.path / "config.yaml").unlink(missing_ok=True)  # a full disk must not leave the shell of a run
+            raise
 
     def _forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be done again."""
@@ -86,6 +97,42 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the records logged so far."""
         return read_metrics(self.path)
+
+
+class Scalars:
+    """TensorBoard's curves of a run.
+
+    Args:
+        path: the folder of event files.
+        done: the last step of an earlier part that counts; later ones are hidden.
+
+    Raises:
+        RunError: they can't be written; so for all methods.
+    """
+
+    def __init__(self, path: Path, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = path
+        with self._writing():
+            self._writer = SummaryWriter(str(path), purge_step=done + 1)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Add a point to a curve."""
+        with self._writing():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        with self._writing():
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.path}: can't be written: {_reason(error)}") from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

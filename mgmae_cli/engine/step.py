@@ -3,7 +3,8 @@
 batch -> device -> mask (unless a worker drew it) -> visible and decoded tokens -> predictions -> loss -> AdamW.
 
 Departures from the official code: tokens are gathered before they are embedded, targets are made for scored tokens
-only, and nothing in a step waits for the device: losses stay there until somebody reads them.
+only, and nothing in a step waits for the device: losses stay there until somebody reads them. Torch's global generators
+are seeded anew for each batch, so that what draws from them (drop path, dropout) is resumed exactly, on every rank.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mgmae_cli.model.tokens import gather_tokens, pixel_targets, running_cell_to
 from mgmae_cli.model.videomae import pretrain_loss
 from mgmae_cli.video.loader import Batch
 
-_DEVICE_MASK, _CELL = 101, 102  # what a derived generator is for
+_DEVICE_MASK, _CELL, _GLOBAL = 101, 102, 106  # what a derived generator is for
 
 
 class Task(Protocol):
@@ -93,12 +94,14 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=place.device)
     for number, batch in enumerate(micro_batches):
+        key = (*generator_key, place.rank, number)
+        torch.manual_seed(derive_generator(*key, _GLOBAL).initial_seed())
         last = number == len(micro_batches) - 1
         module = task.module
         wait = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
         with wait:
             with place.autocast():
-                loss = task.loss(batch.to(place.device), (*generator_key, place.rank, number))
+                loss = task.loss(batch.to(place.device), key)
             torch.autograd.backward(loss / len(micro_batches))
         total += loss.detach() / len(micro_batches)
     if clip_grad is not None:

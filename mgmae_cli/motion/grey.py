@@ -18,7 +18,7 @@ from mgmae_cli.interfaces import FlowRequest
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 FlowField = np.ndarray[Any, np.dtype[np.float32]]
 
-SMALLEST_SIDE = 16  # pixels after scaling; DIS refuses less than 12, and is poor below 16
+SMALLEST_SIDE = 16  # pixels after scaling; DIS refuses less than 12
 
 
 def grey_frames(clip: Tensor, height: int, width: int) -> list[Frame]:

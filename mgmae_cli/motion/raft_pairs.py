@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 STRIDE = 8  # pixels a side of one feature cell
 SMALLEST_SIDE = 128  # pixels: the coarsest of the four correlation levels needs 2 x 2 cells
-# What passes at once. On a CPU little, so that it stays in the cache; on a GPU much, bounded by memory.
-CPU_FRAMES, CPU_PAIRS = 1, 2
+# What passes at once on a GPU is bounded by memory. On a CPU few frames or pairs are faster: they stay in the cache.
+CPU_AT_ONCE = 2
 GPU_CELLS = 128 * 28**2  # cells of all frames in the encoders: 128 frames of 224 x 224
 GPU_CORRELATIONS = 128 * 28**4  # correlations of all pairs: 128 pairs of 224 x 224, 0.4 GB
 
@@ -50,8 +50,8 @@ def flow_of_pairs(
 
     cells = frames.shape[-2] * frames.shape[-1] // STRIDE**2
     on_cpu = frames.device.type == "cpu"
-    frames_at_once = CPU_FRAMES if on_cpu else max(1, GPU_CELLS // cells)
-    pairs_at_once = CPU_PAIRS if on_cpu else max(1, GPU_CORRELATIONS // cells**2)
+    frames_at_once = CPU_AT_ONCE if on_cpu else max(1, GPU_CELLS // cells)
+    pairs_at_once = CPU_AT_ONCE if on_cpu else max(1, GPU_CORRELATIONS // cells**2)
 
     with torch.no_grad():
         used, place = torch.unique(torch.stack([source, target]), return_inverse=True)
@@ -61,60 +61,77 @@ def flow_of_pairs(
             contexts = torch.cat([model.context_encoder(frames[part]) for part in used_sources.split(frames_at_once)])
         features = features.float()
         flows = []
+        grus = split_grus(model.update_block, contexts.shape[1])
         for start in range(0, len(source), pairs_at_once):
             pairs = slice(start, start + pairs_at_once)
             pyramid = correlation_pyramid(
                 features[place[0, pairs]], features[place[1, pairs]], model.corr_block.num_levels
             )
             with autocast():
-                flow, state = _refine(model, contexts[source_place[pairs]], pyramid, iterations)
+                flow, state = _refine(model, grus, contexts[source_place[pairs]], pyramid, iterations)
                 flows.append(_on_grid(model, flow, state, scale))
     return torch.cat(flows)
 
 
-def _refine(model: Any, context: Tensor, pyramid: list[Tensor], iterations: int) -> tuple[Tensor, Tensor]:
+def _refine(model: Any, grus: list[Gru], context: Tensor, pyramid: list[Tensor], iterations: int) -> tuple[Tensor, Tensor]:
     """Return the (P, 2, h, w) flow in cells after `iterations` updates, and the last hidden state."""
     block = model.update_block
     state, context = torch.split(context, [block.hidden_state_size, context.shape[1] - block.hidden_state_size], dim=1)
     state, context = torch.tanh(state), F.relu(context)
-    recurrent = block.recurrent_block
-    # raft_small has one GRU, and a plain function in the place of the second
-    grus = [Gru(gru, context) for gru in (recurrent.convgru1, recurrent.convgru2) if isinstance(gru, nn.Module)]
+    shares = [gru.share(context) for gru in grus]
     cells_P2hw = cell_coordinates(pyramid[0])
     flow = torch.zeros_like(cells_P2hw)
     for _ in range(iterations):
         correlation = look_up(pyramid, cells_P2hw + flow, model.corr_block.radius)
         motion = block.motion_encoder(flow, correlation)
-        for gru in grus:
-            state = gru(state, motion)
+        for gru, share in zip(grus, shares):
+            state = gru.step(state, motion, share)
         flow = flow + block.flow_head(state).float()
     return flow, state
 
 
-class Gru:
-    """One of torchvision's convolutional GRUs, with the context's share of its convolutions computed once.
+def split_grus(block: Any, encoded: int) -> list[Gru]:
+    """Return the GRUs of an update block: one in raft_small, two in raft_large.
 
-    A GRU's convolutions see (hidden state, context, motion features); only the context stays the same.
+    Args:
+        encoded: channels of the context encoder: the first hidden state, and the context.
+    """
+    recurrent = block.recurrent_block  # in raft_small a plain function stands in the second GRU's place
+    found = [gru for gru in (recurrent.convgru1, recurrent.convgru2) if isinstance(gru, nn.Module)]
+    return [Gru(gru, encoded - block.hidden_state_size) for gru in found]
+
+
+class Gru:
+    """One of torchvision's convolutional GRUs, its weights split by what they see: context, or what changes.
+
+    A GRU's convolutions see (hidden state, context, motion features); the context stays the same in all iterations, so
+    its share of the convolutions is computed once.
     """
 
-    def __init__(self, gru: Any, context: Tensor) -> None:
+    def __init__(self, gru: Any, context_channels: int) -> None:
         convolutions = (gru.convz, gru.convr, gru.convq)
         weight = torch.cat([convolution.weight for convolution in convolutions])
-        bias = torch.cat([convolution.bias for convolution in convolutions])
-        hidden, fixed = gru.convz.out_channels, context.shape[1]
-        of_state, of_context, of_motion = torch.split(weight, [hidden, fixed, weight.shape[1] - hidden - fixed], dim=1)
-        varying = torch.cat([of_state, of_motion], dim=1)
-        self.gate_weight, self.candidate_weight = torch.split(varying, [2 * hidden, hidden])
+        self.bias = torch.cat([convolution.bias for convolution in convolutions])
         self.padding = gru.convz.padding
-        from_context = F.conv2d(context, of_context, bias, padding=self.padding)
-        self.gate_context, self.candidate_context = torch.split(from_context, [2 * hidden, hidden], dim=1)
+        self.hidden = gru.convz.out_channels
+        sizes = [self.hidden, context_channels, weight.shape[1] - self.hidden - context_channels]
+        of_state, of_context, of_motion = torch.split(weight, sizes, dim=1)
+        self.of_context = of_context.contiguous(memory_format=torch.channels_last)
+        varying = torch.cat([of_state, of_motion], dim=1).contiguous(memory_format=torch.channels_last)
+        self.of_gates, self.of_candidate = torch.split(varying, [2 * self.hidden, self.hidden])
 
-    def __call__(self, state: Tensor, motion: Tensor) -> Tensor:
+    def share(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the context adds to the two gates, and to the candidate."""
+        both = F.conv2d(context, self.of_context, self.bias, padding=self.padding)
+        gates, candidate = torch.split(both, [2 * self.hidden, self.hidden], dim=1)
+        return gates, candidate
+
+    def step(self, state: Tensor, motion: Tensor, share: tuple[Tensor, Tensor]) -> Tensor:
         """Return the next hidden state."""
-        gates = F.conv2d(torch.cat([state, motion], dim=1), self.gate_weight, padding=self.padding)
-        update, reset = torch.sigmoid(gates + self.gate_context).chunk(2, dim=1)
-        candidate = F.conv2d(torch.cat([reset * state, motion], dim=1), self.candidate_weight, padding=self.padding)
-        return state + update * (torch.tanh(candidate + self.candidate_context) - state)
+        gates = F.conv2d(torch.cat([state, motion], dim=1), self.of_gates, padding=self.padding) + share[0]
+        update, reset = torch.sigmoid(gates).chunk(2, dim=1)
+        candidate = F.conv2d(torch.cat([reset * state, motion], dim=1), self.of_candidate, padding=self.padding)
+        return torch.lerp(state, torch.tanh(candidate + share[1]), update)
 
 
 def correlation_pyramid(source_PChw: Tensor, target_PChw: Tensor, levels: int) -> list[Tensor]:

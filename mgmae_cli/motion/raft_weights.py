@@ -57,6 +57,7 @@ def load_raft(name: RaftName, weights: Path | None) -> Any:
     else:
         model = optical_flow.raft_small() if name == "small" else optical_flow.raft_large()
         _fill(model, _read(weights), name, weights)
+    _quicken_norms(model)
     return model.eval().requires_grad_(False)
 
 
@@ -74,6 +75,23 @@ def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 key = re.sub(pattern, name, key)
             renamed[key] = value
     return renamed
+
+
+class InstanceNorm(torch.nn.Module):
+    """Instance norm without weights; on a CPU in three passes, where torch's own takes half of an encoder's time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return torch.nn.functional.instance_norm(x)
+        centred = x - x.mean(dim=(2, 3), keepdim=True)
+        return centred.mul_((centred.square().mean(dim=(2, 3), keepdim=True) + 1e-5).rsqrt_())
+
+
+def _quicken_norms(model: torch.nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.InstanceNorm2d):
+                setattr(parent, name, InstanceNorm())
 
 
 def _download(name: RaftName) -> Any:

@@ -4,7 +4,8 @@
             that are wanted or that others depend on.
     opencv  OpenCV's FFmpeg backend. Seeks to the key frame before the clip and decodes on from there.
     decord  decord. Decodes from the start of the file: its own seeks (also those inside `get_batch`) return wrong
-            frames, often one frame many times, for B-frames in AVI, open groups of pictures, stream-copied cuts, ...
+            frames, often one frame many times, for B-frames in AVI, open groups of pictures, stream-copied cuts and
+            others. Reads no damaged files.
 
 `auto` takes the first of them that is installed. All give the same pixels for 8-bit video, turn frames as the file
 asks (not mirrored), and run one thread, since the loader's workers are the parallelism.

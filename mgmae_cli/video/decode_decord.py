@@ -1,7 +1,8 @@
 """The `decord` decoder: decord.VideoReader, without its seeks.
 
 decord looks for the key frame before a frame by its number in the order of decoding and seeks by its presentation time;
-where the two orders differ, or times are missing, it lands elsewhere and returns other frames without an error.
+where the two orders differ, or times are missing, it lands elsewhere and returns other frames without an error. It
+decodes in a thread of its own whose errors come at any time, so damaged files are not read up to the damage.
 """
 
 from __future__ import annotations
@@ -48,15 +49,19 @@ class DecordReader:
         position = 0
         try:
             for index in sorted(set(indices)):
+                if index >= len(reader):  # skip_frames would stop at the end without a word
+                    raise VideoEnded(len(reader))
                 while position < index:
                     position += _advance(reader, keys, position, index)
                 image = reader.next().asnumpy()
+                if image.shape[-1] != 3:
+                    raise UnreadableClip(str(self._path), "its frames are too small for decord")
                 position += 1
                 yield image
-        except (StopIteration, decord.DECORDError) as error:
-            if position == 0:
-                raise UnreadableClip(str(self._path), f"decord: {_last_part(error)}") from None
+        except StopIteration:
             raise VideoEnded(position) from None
+        except decord.DECORDError as error:
+            raise UnreadableClip(str(self._path), f"damaged (decord: {_last_part(error)})") from None
 
 
 def _advance(reader: Any, keys: set[int], position: int, index: int) -> int:
