@@ -40,7 +40,9 @@ class Interrupted(RunError):
     """
 
     def __init__(self, step: int, number: int, folder: object = "the run's folder") -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; step {step} is saved; go on with --resume {folder}")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; step {step} is saved; go on with --resume {folder}"
+        )
         self.exit_code = 128 + number
 
 

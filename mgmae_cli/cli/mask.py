@@ -2,6 +2,99 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-app = typer.Typer(help="Look at masks, and measure what they leak, without training.", no_args_is_help=True)
+from mgmae_cli.cli import flags
+
+if TYPE_CHECKING:
+    from mgmae_cli.diagnose.show import Strategy
+
+app = typer.Typer(help="Look at masks, without training.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command("show")
+def show(
+    source: Annotated[str, typer.Argument(help="A video, a folder, a list, or a source's name.")] = "shapes",
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mask", help="NAME or NAME:option=value,... May be repeated; default: motion.", show_default=False
+        ),
+    ] = None,
+    mask_ratio: flags.MaskRatio = None,
+    warp: flags.Warp = None,
+    base_frame: flags.BaseFrame = None,
+    hole_filling: flags.HoleFilling = None,
+    mask_init: flags.MaskInit = None,
+    flow: flags.Flow = None,
+    index: Annotated[int, typer.Option("--index", help="Which video of the source.")] = 0,
+    seed: flags.Seed = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="A run folder or checkpoint: adds its reconstruction.", show_default=False),
+    ] = None,
+    gif: Annotated[bool, typer.Option("--gif", help="Write an animation instead of a sheet.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Picture to write; default: masks.png or masks.gif.", show_default=False),
+    ] = None,
+    assignments: flags.Set = None,
+) -> None:
+    """Draw a clip under one or several strategies: frames, flow, visibility maps, masks, reconstructions.
+
+    [bold]Examples[/bold]
+
+      mgmae mask show shapes --mask random --mask tube --mask motion
+
+      mgmae mask show video.mp4 --mask motion:warp=backward --mask motion:warp=forward --gif
+
+      mgmae mask show video.mp4 --mask motion --checkpoint runs/RUN --out reconstruction.png
+    """
+    from mgmae_cli.diagnose.pictures import animation, save_picture, sheet, slot_frames
+    from mgmae_cli.diagnose.show import load_model, show_masks
+
+    given = {**locals(), "data": source}
+    model, trained = load_model(checkpoint) if checkpoint is not None else (None, None)
+    strategies = [_strategy(text, given, trained, len(mask or []) > 1) for text in mask or ["motion"]]
+    name, rows = show_masks(strategies, index, model)
+    path = out or Path("masks.gif" if gif else "masks.png")
+    picture = animation(rows, name) if gif else sheet(rows, slot_frames(strategies[0].settings.grid), name)
+    save_picture(picture, path)
+    typer.echo(f"wrote {path}")
+
+
+def _strategy(text: str, given: dict[str, Any], trained: dict[str, Any] | None, several: bool) -> Strategy:
+    """Resolve one `--mask NAME:option=value,...`; common flags go to the strategies that have such an option."""
+    from mgmae_cli.config import Layer, flatten, set_layer
+    from mgmae_cli.diagnose.show import Strategy
+    from mgmae_cli.registry import default_registry
+    from mgmae_cli.settings import resolve_layers
+
+    name, _, options = text.partition(":")
+    common = flags.flags_layer({**given, "mask": name})
+    values = dict(common.values)
+    if several:
+        cls = default_registry().mask(name, "--mask")
+        prefix = "mask.options."
+        values = {
+            key: value
+            for key, value in values.items()
+            if not (key.startswith(prefix) and key.removeprefix(prefix) not in cls.Options.model_fields)
+            and not (key == "flow.name" and not cls.uses_flow)
+        }
+    layers = [Layer(common.origin, values, common.origins), set_layer(given["assignments"] or [])]
+    if options:
+        layers.append(set_layer([f"mask.options.{option}" for option in options.split(",")]))
+    if trained is not None:
+        shape = {"data.frames", "data.size", "data.stride"}
+        kept = {key: value for key, value in flatten(trained) if key in shape or key.startswith("model.")}
+        layers.append(Layer("--checkpoint", kept))
+    return Strategy(text, resolve_layers(layers))

@@ -15,6 +15,7 @@ Shape suffixes: B batch, T frames, H W pixels.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from mgmae_cli.model.tokens import IMAGENET_MEAN, IMAGENET_STD
 
+_POLICY_PART = re.compile(r"(?:[mn]|mmax)\d+|(?:p|mstd)\d+(?:\.\d+)?|inc[01]|t\w+")
 ClipTransform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -52,13 +54,15 @@ def global_seeds(seed: int) -> Iterator[None]:
 
 
 def policy_problem(policy: str) -> str | None:
-    """Return why timm does not understand a RandAugment policy, or None."""
+    """Return why a RandAugment policy is not understood, or None. timm itself skips parts that it doesn't know."""
+    example = "as in rand-m7-n4-mstd0.5-inc1"
+    for part in policy.removeprefix("rand").split("-")[1:] if policy.startswith("rand-") else [policy]:
+        if not _POLICY_PART.fullmatch(part):
+            return f"{part!r} is no part of a RandAugment policy; {example}"
     try:
-        if not policy.startswith("rand"):
-            raise ValueError("it begins with rand-")
         _randaugment(policy, (64, 64))
     except Exception as error:  # timm raises what its parser meets: AssertionError, ValueError, KeyError
-        return f"not a RandAugment policy ({error}); as in rand-m7-n4-mstd0.5-inc1"
+        return f"not a RandAugment policy ({error}); {example}"
     return None
 
 

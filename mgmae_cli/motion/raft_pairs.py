@@ -73,7 +73,9 @@ def flow_of_pairs(
     return torch.cat(flows)
 
 
-def _refine(model: Any, grus: list[Gru], context: Tensor, pyramid: list[Tensor], iterations: int) -> tuple[Tensor, Tensor]:
+def _refine(
+    model: Any, grus: list[Gru], context: Tensor, pyramid: list[Tensor], iterations: int
+) -> tuple[Tensor, Tensor]:
     """Return the (P, 2, h, w) flow in cells after `iterations` updates, and the last hidden state."""
     block = model.update_block
     state, context = torch.split(context, [block.hidden_state_size, context.shape[1] - block.hidden_state_size], dim=1)

@@ -97,7 +97,10 @@ class AvReader:
         ahead = [times[index - wanted[0]] for index in wanted]
         needed = set(ahead)
         keys = [n for n, packet in enumerate(packets) if packet.is_keyframe and self._time(packet) <= ahead[0]]
-        for packet in [*packets[keys[-1] if keys else 0 :], None]:
+        if keys and keys[-1] > 0:
+            self._prime(packets[0])
+            packets = packets[keys[-1] :]
+        for packet in [*packets, None]:
             if packet is not None:
                 self._codec.skip_frame = "DEFAULT" if self._time(packet) in needed else "NONREF"
             frames = self._decoded(packet)
@@ -112,6 +115,12 @@ class AvReader:
         self._find = "frames"  # damaged, or packets that are never shown
         raise VideoEnded(self._count_frames())
 
+    def _prime(self, first: Any) -> None:
+        """Decode the file's first packet: it may set parameters that hold for the whole video, key frames included."""
+        self._codec.skip_frame = "DEFAULT"
+        self._decoded(first)
+        self._codec.flush_buffers()
+
     def _holds_hidden(self, times: Sequence[int]) -> bool:
         """Return whether some packets may be VP8's or VP9's hidden frames: right beside another, in time."""
         if self._codec.name not in ("vp8", "vp9") or not self._stream.average_rate:
@@ -125,14 +134,13 @@ class AvReader:
         Fewer than `last - first + 1` times: the file ends before.
         """
         earliest: Fraction | None = None
+        self._rewind()
         if self._find == "time":
             step = 1 / (self._stream.average_rate * self._stream.time_base)
             begin = (self._stream.start_time or 0) + first * step
             earliest = begin - step / 2
+            self._prime(next(self._demuxed(), None))
             self._container.seek(int(begin), stream=self._stream, backward=True)
-        else:
-            self._rewind()
-
         packets: list[Any] = []
         times: list[int] = []
         at = first

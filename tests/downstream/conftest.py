@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,7 @@ def labelled_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
     rows = []
     for number, (label, split, group) in enumerate(
-        [("a", "train", "1"), ("b", "train", "1"), ("a", "train", "2"), ("b", "train", "2"), ("a", "val", "3")]
-        + [("b", "val", "3")]
+        [*product("ab", ["train"], "1"), *product("ab", ["train"], "2"), *product("ab", ["val"], "3")]
     ):
         write_frames(folder / f"clip{number}", seed=number)
         rows.append(f"clip{number},{label},{split},{group}")

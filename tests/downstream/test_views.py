@@ -110,5 +110,5 @@ def test_a_source_that_returns_the_wrong_thing_is_named(tmp_path: Path) -> None:
             return Clip(torch.zeros(1, 3, 8, 8), "wrong")
 
     dataset = ViewDataset(Wrong(PluginOptions(), DataLocation()), ViewSpec(2, 1, 8, 8))
-    with pytest.raises(PluginError, match="counting.*video 0"):
+    with pytest.raises(PluginError, match=r"counting.*video 0"):
         list(read_videos(dataset, [0], 0, False))
