@@ -1,6 +1,6 @@
 """Read the frames of a clip from a video file: one interface, three decoders.
 
-    av      PyAV. Reads the timestamps around the clip, seeks to the key frame before it, and decodes only the frames
+    av      PyAV. Finds the clip by its packets' timestamps and decodes, from the key frame before it, only the frames
             that are wanted or that others depend on.
     opencv  OpenCV's FFmpeg backend. Seeks to the key frame before the clip and decodes on from there.
     decord  decord. Decodes from the start of the file: its own seeks (also those inside `get_batch`) return wrong

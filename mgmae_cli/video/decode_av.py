@@ -63,6 +63,7 @@ class AvReader:
         if self._codec is None:
             raise UnreadableClip(str(self._path), "FFmpeg has no decoder for its codec")
         self._codec.thread_count = self._threads
+        self._untouched = True
 
     def _claimed_length(self) -> int:
         if self._stream.frames > 0:
@@ -198,14 +199,17 @@ class AvReader:
         return count
 
     def _rewind(self) -> None:
-        self._container.close()
-        self._open()
+        """Go to the start of the file, with a fresh decoder. Opening again is surer than seeking."""
+        if not self._untouched:
+            self._container.close()
+            self._open()
 
     def _time(self, packet_or_frame: Any) -> Any:
         return getattr(packet_or_frame, self._time_of)
 
     def _demuxed(self) -> Iterator[Any]:
         """Yield the stream's packets; damage ends it."""
+        self._untouched = False
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:  # the last one is empty: it says that the file is over
