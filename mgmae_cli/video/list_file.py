@@ -85,6 +85,9 @@ def read_list(
         header = _fields(first[1], delimiter)
         if _is_header(header, columns):
             return _with_header(file, lines, delimiter, header, columns), header
+    if columns.path is not None:
+        near = did_you_mean(columns.path, re.split(r"[\t,]\s*|\s+", first[1]))
+        raise DataError(f"{file}, line {first[0]}: {first[1]!r}: names no column {columns.path!r}{near}")
     delimiter = _delimiter(first[1])
     rows = [(number, text, _row(text, delimiter, form)) for number, text in lines]
     form = form or _infer_form([row for _, _, row in rows])

@@ -169,7 +169,6 @@ class ListSource(FileSource):
         known = [name.casefold() for name in header or ()]
         options = self.options
         named = {
-            "path_column": options.path_column,
             "split_column": options.split_column if options.split is not None else None,
             "label_column": options.label_column if options.label_column != "label" else None,
             "group_column": options.group_column if options.group_column != "group" else None,
