@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -92,11 +91,12 @@ def format_seconds(seconds: float) -> str:
     return str(timedelta(seconds=round(max(0.0, seconds))))
 
 
-def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a two-column table of facts."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
+def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> Text:
+    """Return two columns of facts; nothing is cut, however narrow the console is."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows) + 2
+    text = Text(title, style="bold")
     for name, value in rows:
-        table.add_row(name, escape(value))
-    return table
+        text.append(f"\n{name:<{width}}", style="not bold dim")
+        text.append(value, style="not bold")
+    return text

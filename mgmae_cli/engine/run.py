@@ -195,7 +195,8 @@ def resumed_layers(run: Path, extra: Sequence[Layer], model: type[BaseModel] = R
     _, origins = merge([saved, *extra])
     before, now = (dict(flatten(build(*merge(layers), model).model_dump())) for layers in ([saved], [saved, *extra]))
     problems = [
-        f"{place_of(origins, key)}a resumed run keeps its settings ({key} = {before.get(key)}); drop it, or start a new run"
+        f"{place_of(origins, key)}a resumed run keeps its settings ({key} = {before.get(key)}); "
+        "drop it, or start a new run"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and not _may_change(key)
     ]
@@ -205,7 +206,7 @@ def resumed_layers(run: Path, extra: Sequence[Layer], model: type[BaseModel] = R
 
 
 def _may_change(key: str) -> bool:
-    """Return whether a resumed run may take another value. The clips of a step stay as many: `_restore` sees to that."""
+    """Return whether a resumed run may take another value; `_restore` sees to it that a step holds as many clips."""
     if key.startswith("run."):
         return key not in ("run.out", "run.precision")
     return key in ("data.workers", "train.batch_size", "train.accumulate")
