@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 FORMATS = ("mgmae", "official", "hf", "timm", "export")
+WEIGHTS = ("auto", "model", "ema")
 
 
 def convert(
@@ -27,6 +28,9 @@ def convert(
     decoder_heads: Annotated[
         int | None, typer.Option(help="Heads of the decoder, for unusual widths.", show_default=False)
     ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Which of a fine-tuning run: model, ema, or auto (averaged where there are some).")
+    ] = "auto",
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Go on where keys are missing, extra or misshapen.")
     ] = False,
@@ -53,6 +57,8 @@ def convert(
 
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: use one of {', '.join(FORMATS)}{did_you_mean(to, FORMATS)}")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights {weights}: use one of {', '.join(WEIGHTS)}")
     for line in convert_weights(
         source,
         out,
@@ -64,6 +70,7 @@ def convert(
         encoder=encoder,
         heads=(heads, decoder_heads),
         allow_partial=allow_partial,
+        averaged=weights,  # type: ignore[arg-type]
         figures=run_figures(source),
     ):
         typer.echo(line)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mgmae_cli.errors import ConfigError
+from mgmae_cli.errors import CheckpointError, ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.export import export_encoder
 from mgmae_cli.model.formats_read import Heads, read_weights
@@ -27,6 +27,7 @@ def convert_weights(
     encoder: bool = False,
     heads: Heads = (None, None),
     allow_partial: bool = False,
+    averaged: Literal["auto", "model", "ema"] = "auto",
     figures: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Convert weights; yield what was recognised, what was changed or assumed, and what was written.
@@ -37,6 +38,7 @@ def convert_weights(
         encoder: take the encoder alone; "timm" and "export" always do.
         heads: of encoder and decoder, for files that don't say.
         allow_partial: go on where keys are missing, extra or misshapen.
+        averaged: "ema" takes the run's averaged weights, "model" the others, "auto" averaged ones where there are some.
         figures: measured numbers for a model card.
 
     Raises:
@@ -44,7 +46,7 @@ def convert_weights(
     """
     weights = read_weights(source, heads)
     yield f"read {source}: {weights.describe()}"
-    weights = checked(weights, allow_partial)
+    weights = checked(_chosen(weights, averaged, source), allow_partial)
     if encoder or to in ("timm", "export"):
         weights = as_encoder(weights)
     weights = resize_weights(weights, _changed_grid(weights, frames, size, tubelet, patch))
@@ -58,6 +60,14 @@ def convert_weights(
         return
     yield from (f"note: {note}" for note in write_weights(weights, out, to, figures))
     yield f"wrote {out}: {to}, {len(weights.state)} tensors"
+
+
+def _chosen(weights: Weights, averaged: str, source: Path) -> Weights:
+    if averaged == "ema" and weights.averaged is None:
+        raise CheckpointError(f"{source}: holds no averaged weights; use --weights model")
+    if averaged == "model" or weights.averaged is None:
+        return weights
+    return weights.noted("the averaged weights are taken, as in `mgmae evaluate`", state=weights.averaged)
 
 
 def _changed_grid(

@@ -65,5 +65,6 @@ def export_encoder(encoder: VideoEncoder, out: Path) -> float:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
         raise CheckpointError(f"{out}: not written: {reason}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
     return difference

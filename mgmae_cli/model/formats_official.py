@@ -176,17 +176,16 @@ def _checked_positions(name: str, table: Tensor) -> int:
 
 
 def _assumed_grid(tubelet: int, patch: int, tokens: int | None) -> tuple[ClipGrid, list[str]]:
+    """Return 16 frames of 224 x 224 pixels, or of the square that a position table of `tokens` tells."""
     frames, side = max(16 // tubelet, 1) * tubelet, max(224 // patch, 1) * patch
     grid = ClipGrid(frames, side, side, tubelet, patch)
-    if tokens is not None and tokens != grid.tokens:
-        slots = frames // tubelet
-        rows = math.isqrt(tokens // slots)
-        if slots * rows * rows != tokens:
-            raise CheckpointError(f"a position table of {tokens} tokens: neither 16 frames nor square; not understood")
-        grid = ClipGrid(frames, rows * patch, rows * patch, tubelet, patch)
-    if tokens is not None:
-        return grid, []
-    return grid, [f"the file doesn't say its clip size: {frames} x {side} x {side} assumed"]
+    assumed = f"{frames} x {side} x {side} assumed"
+    if tokens is None:
+        return grid, [f"the file doesn't say its clip size: {assumed}"]
+    rows = math.isqrt(tokens // grid.slots)
+    if grid.slots * rows * rows == tokens:
+        return ClipGrid(frames, rows * patch, rows * patch, tubelet, patch), []
+    return grid, [f"a position table of {tokens} tokens doesn't tell the clip size: {assumed}; state frames and size"]
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -33,7 +33,7 @@ def read_weights(path: Path, heads: Heads = (None, None)) -> Weights:
     """Read weights in any known format.
 
     Args:
-        path: a file, a folder of transformers, or a run folder (its newest checkpoint).
+        path: a file, a folder of transformers, or a run folder (its best or newest checkpoint).
         heads: of encoder and decoder, for files that don't say and widths that are not in the papers.
 
     Raises:
@@ -67,12 +67,12 @@ def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[s
     state, tokens, notes = tidy(state, kind)
     known = payload if isinstance(payload, Mapping) else {}
     origin = f"official {KIND_WORDS[kind]}"
-    if isinstance(known.get(GEOMETRY), Mapping):
-        geometry = Geometry.from_dict(known[GEOMETRY])
-        origin = f"mgmae {KIND_WORDS[kind]}"
-    elif str(known.get("format", "")).startswith("mgmae"):
-        geometry = _geometry_from_run(known, state, kind)
-        origin = f"mgmae {KIND_WORDS[kind]} after {known.get('step', '?')} steps"
+    step = known["step"] if isinstance(known.get("step"), int) else None
+    if isinstance(known.get(GEOMETRY), Mapping) or str(known.get("format", "")).startswith("mgmae"):
+        geometry = (
+            Geometry.from_dict(known[GEOMETRY]) if GEOMETRY in known else _geometry_from_run(known, state, kind)
+        )
+        origin = f"mgmae {KIND_WORDS[kind]}" + (f" after {step} steps" if step is not None else "")
     else:
         geometry, assumed = infer_geometry(state, kind, tokens, heads)
         notes += assumed
@@ -88,7 +88,8 @@ def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[s
         notes=tuple(notes),
         labels=tuple(str(label) for label in known.get("labels") or ()),
         config=known["config"] if isinstance(known.get("config"), Mapping) else None,
-        step=known["step"] if isinstance(known.get("step"), int) else None,
+        step=step,
+        averaged=tidy(find_state(known["ema"]), kind)[0] if isinstance(known.get("ema"), Mapping) else None,
     )
 
 
@@ -107,15 +108,14 @@ def load_payload(path: Path) -> Any:
         with _namespace_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        unsafe = re.search(
-            r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|Trying to load unsupported) ([\w.]+)", f"{error}"
-        )
-        if unsafe:
+        if unsafe := re.search(r"(?i:unsupported global:?)(?: GLOBAL)? ([\w.]+)|Can only", str(error)):
             raise CheckpointError(
-                f"loading it would run code ({unsafe[1]}), which is refused; save its tensors alone, as in "
-                "torch.save({'model': model.state_dict()}, PATH), where you trust the file"
+                f"loading it would run code ({unsafe[1] or 'objects of other classes'}), which is refused; save its "
+                "tensors alone, as in torch.save({'model': model.state_dict()}, PATH), where you trust the file"
             ) from None
-        raise CheckpointError(f"damaged, or not a checkpoint: {str(error).splitlines()[0]}") from None
+        reason = str(error).partition("\n")[0]
+        known = reason and not reason.startswith("Weights only load failed")
+        raise CheckpointError(f"damaged, or not a checkpoint{f': {reason}' if known else ''}") from None
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
@@ -192,8 +192,8 @@ def _geometry_from_run(payload: Mapping[str, Any], state: Mapping[str, Tensor], 
 
 
 def _newest(run: Path) -> Path:
-    """Return the checkpoint of a run with most steps, or its `best.pt`."""
-    found = sorted((run / "checkpoints").glob("step-*.pt")) or sorted((run / "checkpoints").glob("best.pt"))
+    """Return a run's `best.pt`, or its checkpoint with most steps."""
+    found = sorted((run / "checkpoints").glob("best.pt")) or sorted((run / "checkpoints").glob("step-*.pt"))
     if not found:
         raise CheckpointError(f"{run}: a run folder without a checkpoint in checkpoints/")
     return found[-1]

@@ -55,18 +55,20 @@ def write_weights(weights: Weights, out: Path, to: Format, figures: Mapping[str,
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
         raise CheckpointError(f"{out}: not written: {reason}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial.exists():
+            partial.unlink()
     return notes
 
 
 def _write_file(weights: Weights, path: Path, to: Format, safetensors: bool) -> list[str]:
     notes = []
-    extra: dict[str, Any] = {GEOMETRY: weights.geometry.to_dict()}
     if to == "timm":
         weights = as_encoder(weights)
+    extra: dict[str, Any] = {GEOMETRY: weights.geometry.to_dict()}
+    if to == "timm":
         state = timm_state(weights.state, weights.geometry)
-        extra = {}
         notes.append("the encoder alone; biases on keys are zeros, which changes nothing")
         if not weights.geometry.final_norm:
             notes.append("a classifier's encoder ends without a norm")

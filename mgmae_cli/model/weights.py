@@ -81,6 +81,7 @@ class Weights:
         labels: names of a classifier's classes, or empty.
         config: settings of the run that made the weights, where known.
         step: its optimiser steps, where known.
+        averaged: the run's averaged weights in the same names, where the file has some.
     """
 
     kind: Kind
@@ -91,6 +92,7 @@ class Weights:
     labels: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
     step: int | None = None
+    averaged: Mapping[str, Tensor] | None = None
 
     def noted(self, *notes: str, **changes: Any) -> Weights:
         """Return the same with changes and more notes."""
