@@ -74,5 +74,11 @@ def _changed_grid(
     weights: Weights, frames: int | None, size: tuple[int, int] | None, tubelet: int | None, patch: int | None
 ) -> ClipGrid:
     old = weights.geometry.grid
-    height, width = size or (old.height, old.width)
-    return ClipGrid(frames or old.frames, height, width, tubelet or old.tubelet, patch or old.patch)
+    height, width = (old.height, old.width) if size is None else size
+    return ClipGrid(
+        frames=old.frames if frames is None else frames,
+        height=height,
+        width=width,
+        tubelet=old.tubelet if tubelet is None else tubelet,
+        patch=old.patch if patch is None else patch,
+    )

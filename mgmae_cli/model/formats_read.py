@@ -69,9 +69,7 @@ def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[s
     origin = f"official {KIND_WORDS[kind]}"
     step = known["step"] if isinstance(known.get("step"), int) else None
     if isinstance(known.get(GEOMETRY), Mapping) or str(known.get("format", "")).startswith("mgmae"):
-        geometry = (
-            Geometry.from_dict(known[GEOMETRY]) if GEOMETRY in known else _geometry_from_run(known, state, kind)
-        )
+        geometry = Geometry.from_dict(known[GEOMETRY]) if GEOMETRY in known else _geometry_from_run(known, state, kind)
         origin = f"mgmae {KIND_WORDS[kind]}" + (f" after {step} steps" if step is not None else "")
     else:
         geometry, assumed = infer_geometry(state, kind, tokens, heads)

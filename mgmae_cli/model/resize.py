@@ -1,9 +1,10 @@
 """Fit weights to clips of another size: recompute positions, resize the tubelet embedding.
 
 Positions are fixed sinusoids over the token number, so another number of tokens needs no weights; their meaning shifts
-where the number of patches of a slot changes. The embedding is resized by the pseudo-inverse (FlexiViT, arXiv
-2212.08013): embedding an enlarged token gives what the token gave before. A decoder predicts pixels of one token size,
-so its head can't follow.
+where the number of patches of a slot changes. The embedding is resized so that it gives for a resized token what it
+gave for the token: to larger tokens by the pseudo-inverse (FlexiViT, arXiv 2212.08013), to smaller ones by enlarging
+them in the weights, where the pseudo-inverse would lose brightness. A decoder predicts pixels of one token size, so its
+head can't follow.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ def resize_weights(weights: Weights, grid: ClipGrid) -> Weights:
 def resize_embedding(weight: Tensor, tubelet: int, patch: int) -> Tensor:
     """Resize (D, 3, t, p, p) embedding weights to (D, 3, tubelet, patch, patch)."""
     resized = weight.double()
-    for dim, size in ((2, tubelet), (3, patch), (4, patch)):
-        inverse = torch.linalg.pinv(_enlarging(weight.shape[dim], size).T)  # (new, old)
-        resized = torch.movedim(torch.movedim(resized, dim, -1) @ inverse.T, -1, dim)
+    for dim, new in ((2, tubelet), (3, patch), (4, patch)):
+        old = weight.shape[dim]
+        factors = torch.linalg.pinv(_enlarging(old, new)).T if new > old else _enlarging(new, old).T  # (new, old)
+        resized = torch.movedim(torch.movedim(resized, dim, -1) @ factors.T, -1, dim)
     return resized.to(weight.dtype).contiguous()
 
 
-def _enlarging(old: int, new: int) -> Tensor:
-    """Return the (new, old) matrix of linear interpolation from `old` to `new` samples."""
-    identity = torch.eye(old, dtype=torch.float64)
-    return F.interpolate(identity[None], size=new, mode="linear", align_corners=False)[0].T
+def _enlarging(small: int, large: int) -> Tensor:
+    """Return the (large, small) matrix of linear interpolation."""
+    identity = torch.eye(small, dtype=torch.float64)
+    return F.interpolate(identity[None], size=large, mode="linear", align_corners=False)[0].T

@@ -17,11 +17,12 @@ NO_DECODER = replace(SIZE, decoder_width=0, decoder_heads=0, decoder_depth=0, de
 
 
 def shaken(model: torch.nn.Module, seed: int = 0) -> None:
-    """Move every parameter away from its initial value."""
+    """Move every parameter away from its initial value; less for wide layers, so that outputs stay near one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            scale = 0.1 if parameter.ndim == 1 else 0.5 / parameter[0].numel() ** 0.5
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
 def make_weights(kind: Kind, layer_scale: bool = False, size: ViTSize = SIZE, grid: ClipGrid = GRID) -> Weights:

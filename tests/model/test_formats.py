@@ -288,7 +288,9 @@ def test_files_that_need_code_to_be_run_are_refused_with_the_reason(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"x": torch.zeros(1)}, "args": Evil()}, "evil.pth")
-    with pytest.raises(CheckpointError, match=r"^evil.pth: loading it would run code \(\w+\.system\), which is refused"):
+    with pytest.raises(
+        CheckpointError, match=r"^evil.pth: loading it would run code \(\w+\.system\), which is refused"
+    ):
         read_weights(Path("evil.pth"))
     torch.save({"model": {"x": torch.zeros(1)}, "args": subprocess.Popen}, "class.pth")
     with pytest.raises(CheckpointError, match=r"would run code \(\w+\.Popen\)"):
