@@ -17,6 +17,7 @@ from rich.console import Console
 from mgmae_cli.config import Layer, set_layer
 from mgmae_cli.engine.checkpoint import read_checkpoint
 from mgmae_cli.engine.pretrain import PretrainResult, pretrain, resumed_settings
+from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.errors import UnreadableClip
 from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, PluginOptions
 from mgmae_cli.model import videomae
@@ -138,16 +139,13 @@ def micro_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def lose_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make the loss of one step (counted from 1) infinite."""
-    from mgmae_cli.engine.step import PretrainTask
+    """Make the loss of one step, counted from 1, infinite; 0: of none."""
+    infinite = [0]
+    whole = PretrainTask.loss
 
-    def patch(step: int) -> None:
-        whole = PretrainTask.loss
+    def loss(self: PretrainTask, batch: Any, key: tuple[int, ...]) -> torch.Tensor:
+        value = whole(self, batch, key)
+        return value * torch.inf if key[1] + 1 == infinite[0] else value
 
-        def loss(self: PretrainTask, batch: Any, key: tuple[int, ...]) -> torch.Tensor:
-            value = whole(self, batch, key)
-            return value * torch.inf if key[1] + 1 == step else value
-
-        monkeypatch.setattr(PretrainTask, "loss", loss)
-
-    return patch
+    monkeypatch.setattr(PretrainTask, "loss", loss)
+    return lambda step: infinite.__setitem__(0, step)
