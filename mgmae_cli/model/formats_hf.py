@@ -2,8 +2,9 @@
 
 Differences that matter here: the last norm of its decoder and the pooled norm of its classifier have eps 1e-5 whatever
 its config says; encoders of models that pool by the mean end without a norm. Biases on queries and values are called
-`q_bias` and `v_bias` in transformers 4 and in published files, `query.bias` and `value.bias` in 5.0 and later; the
-first releases of 5 drop the old names without a word. Files written here hold both names.
+`q_bias` and `v_bias` in published files, in transformers 4 and 5.0, then `query.bias` and `value.bias`; releases between
+drop the old names (5.12 does) and those before the new ones, and go on with zeros. Files written here hold both names,
+of which transformers 4.45, 4.57, 5.0, 5.12 and 5.23 each took the right ones.
 """
 
 from __future__ import annotations
@@ -244,6 +245,8 @@ def _block_name(name: str) -> str:
     for old, new in BIASES.items():
         if name in (ATTENTION + old, ATTENTION + new):
             return f"attn.{old}"
+    if name == f"{ATTENTION}key.bias":  # of some releases of 5
+        return "attn.k_bias"
     for theirs, ours in BLOCK_NAMES.items():
         if name.startswith(f"{theirs}."):
             return ours + name.removeprefix(theirs)

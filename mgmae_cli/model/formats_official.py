@@ -89,13 +89,15 @@ def tidy(state: Mapping[str, Tensor], kind: Kind) -> tuple[dict[str, Tensor], in
         for ours, theirs in TIMM_NAMES.items():
             name = name.replace(theirs, ours)
         if name.endswith("attn.qkv.bias"):
-            q_bias, k_bias, v_bias = tensor.chunk(3)
-            if k_bias.any() and not notes:
-                notes.append("biases on keys were dropped: they don't change softmax attention")
             base = name.removesuffix("qkv.bias")
-            tidied[f"{base}q_bias"], tidied[f"{base}v_bias"] = q_bias, v_bias
+            tidied[f"{base}q_bias"], k_bias, tidied[f"{base}v_bias"] = tensor.chunk(3)
+        elif name.endswith("attn.k_bias"):
+            k_bias = tensor
+        else:
+            tidied[name] = tensor
             continue
-        tidied[name] = tensor
+        if k_bias.any() and not notes:
+            notes.append("biases on keys were dropped: they don't change softmax attention")
     if kind == "classifier" and "norm.weight" in tidied:
         raise CheckpointError(
             "a classifier that doesn't pool by the mean (it has `norm`, not `fc_norm`): not supported"

@@ -179,6 +179,15 @@ def test_biases_are_read_under_old_and_new_names_and_must_agree() -> None:
         weights_from(disagreeing, hf_config=config)
 
 
+def test_biases_on_keys_of_some_releases_are_dropped_and_said_to_be() -> None:
+    theirs = their_model("encoder", *SHAPES[0].values)
+    state, config = theirs.state_dict(), theirs.config.to_dict()
+    extra = {f"encoder.layer.{n}.attention.attention.key.bias": torch.full((32,), float(n)) for n in range(2)}
+    with_keys = checked(weights_from({**state, **extra}, hf_config=config))
+    assert same_state(with_keys, weights_from(state, hf_config=config))
+    assert with_keys.notes == ("biases on keys were dropped: they don't change softmax attention",)
+
+
 def test_weights_without_a_config_tell_what_they_can() -> None:
     theirs = their_model("pretrain", ClipGrid(), replace(SIZES["tiny"], depth=1, decoder_depth=1))
     weights = checked(weights_from(theirs.state_dict()))
