@@ -2,9 +2,9 @@
 
 Differences that matter here: the last norm of its decoder and the pooled norm of its classifier have eps 1e-5 whatever
 its config says; encoders of models that pool by the mean end without a norm. Biases on queries and values are called
-`q_bias` and `v_bias` in published files, in transformers 4 and 5.0, then `query.bias` and `value.bias`; releases between
-drop the old names (5.12 does) and those before the new ones, and go on with zeros. Files written here hold both names,
-of which transformers 4.45, 4.57, 5.0, 5.12 and 5.23 each took the right ones.
+`q_bias` and `v_bias` in published files, in transformers 4 and 5.0; later releases call them `query.bias` and
+`value.bias`, and some of those (5.12) drop the old names and go on with zeros. Files written here hold both names, of
+which transformers 4.45, 4.57, 5.0, 5.12 and 5.23 each took the right ones.
 """
 
 from __future__ import annotations
