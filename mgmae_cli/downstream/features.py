@@ -19,7 +19,7 @@ from mgmae_cli.downstream.encoder import LoadedEncoder, build_frozen
 from mgmae_cli.downstream.heads import Array
 from mgmae_cli.downstream.views import VideoViews, ViewDataset, read_videos, run_views
 from mgmae_cli.engine.distributed import Place
-from mgmae_cli.errors import ConfigError, RunError, UnreadableClip
+from mgmae_cli.errors import ConfigError, DataError, RunError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.tokens import all_tokens, normalise_pixels
 
@@ -149,6 +149,7 @@ def write_features(
 
     Raises:
         RunError: the disk is full, or a feature is too large for float16.
+        DataError: no video can be read.
     """
     arrays: list[Array] = []
     bad: dict[int, str] = {}
@@ -173,7 +174,10 @@ def write_features(
         for array, value in zip(arrays, values):
             array[video.index] = value
     if not arrays:
-        raise UnreadableClip(*next((dataset.source.clip_name(index), reason) for index, reason in bad.items()))
+        first = next(iter(bad.values()), "")
+        raise DataError(
+            f"{dataset.source.location.path}: none of its {len(dataset)} videos can be read; the first: {first}"
+        )
     for array in arrays:
         array[list(bad)] = np.nan
         array.flush()  # type: ignore[attr-defined]

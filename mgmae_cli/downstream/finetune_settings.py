@@ -66,16 +66,27 @@ def resumed_finetune(
 ) -> FinetuneSettings:
     """Return the settings of an earlier run, changed only where its results don't depend on it.
 
-    The checkpoint that it started from is not needed any more.
+    The checkpoint that it started from is needed only if the run has saved none itself.
 
     Raises:
         MgmaeError: no such run, nothing to go on from, or a flag would change what the run computes.
     """
-    layers = resumed_layers(run, [layer for layer in (flags, assignments) if layer is not None])
-    payload, path, _ = CheckpointFolder(run / "checkpoints").newest()
-    if payload.get("kind") != "finetune":
-        raise ConfigError(f"--resume {run}: {path} is of a {payload.get('kind')} run; use mgmae {payload.get('kind')}")
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    if checkpoints.all():
+        payload, path, _ = checkpoints.newest()
+        if payload.get("kind") != "finetune":
+            kind = payload.get("kind")
+            raise ConfigError(f"--resume {run}: {path} is of a {kind} run; use mgmae {kind} --resume {run}")
+    layers = resumed_layers(run, [layer for layer in (flags, assignments) if layer is not None], FinetuneConfig)
     resolved = resolve_config(FinetuneConfig, layers, registry=registry)
+    before, now = layers[0].values.get("train.batch_size"), resolved.config.train.batch_size
+    if now != before and (resolved.config.augment.mixup or resolved.config.augment.cutmix):
+        raise resolved.problem(
+            f"train.batch_size = {now}: clips are mixed within a batch; resume with {before}, as before"
+        )
+    if not checkpoints.all():
+        start = load_encoder(resolved.config.checkpoint)
+        return _checked(resolved, start.geometry, start)
     return _checked(resolved, Geometry.from_dict(payload[GEOMETRY]), None)
 
 

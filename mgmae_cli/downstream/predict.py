@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgmae_cli.downstream.data import Labelled, whereabouts
 from mgmae_cli.downstream.metrics import Prediction, merge_views
 from mgmae_cli.downstream.views import ViewDataset, ViewSpec, read_videos, run_views
-from mgmae_cli.engine.distributed import Place
+from mgmae_cli.engine.distributed import Place, gather
 from mgmae_cli.errors import DataError
 from mgmae_cli.interfaces import ClipSource
 from mgmae_cli.video.loader import auto_workers
@@ -58,7 +57,9 @@ def predict(
         predictions.append(Prediction(video.index, name, label, merged, video.reason))
         if place.ranks == 1:
             _refuse_bad(videos.source, predictions[-1:], on_bad)
-    predictions = _gather(predictions, place)
+    if place.ranks > 1:
+        predictions = [prediction for part in gather(predictions) for prediction in part]
+        predictions.sort(key=lambda prediction: prediction.index)
     _refuse_bad(videos.source, predictions, on_bad)  # by all ranks together: one that left alone would hang the others
     return predictions
 
@@ -85,15 +86,6 @@ def _refuse_bad(source: ClipSource, predictions: list[Prediction], on_bad: str) 
     for prediction in predictions:
         if on_bad == "error" and prediction.probabilities is None:
             refuse_bad(source, prediction.index, prediction.reason)
-
-
-def _gather(predictions: list[Prediction], place: Place) -> list[Prediction]:
-    """Return the predictions of all ranks, in the order of the videos."""
-    if place.ranks > 1:
-        parts: list[list[Prediction]] = [[] for _ in range(place.ranks)]
-        dist.all_gather_object(parts, predictions)
-        predictions = [prediction for part in parts for prediction in part]
-    return sorted(predictions, key=lambda prediction: prediction.index)
 
 
 def views_story(clips: int, crops: int, merge: str) -> str:

@@ -143,7 +143,8 @@ def batches(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         MgmaeError: what a worker met, as it met it.
         DataError: a worker process died.
     """
-    iterator = iter(loader)
+    with _one_opencv_thread(loader.num_workers > 0):
+        iterator = iter(loader)  # starts the workers
     try:
         while True:
             with lost_workers():
@@ -191,6 +192,21 @@ def auto_workers(device: torch.device, local_ranks: int = 1) -> int:
     return max(1, min(16, share - 1))
 
 
+@contextmanager
+def _one_opencv_thread(wanted: bool) -> Iterator[None]:
+    """Take OpenCV's thread pool down while workers are forked: a child that inherits one hangs when it touches it."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    if wanted:
+        cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        if wanted:
+            cv2.setNumThreads(threads)
+
+
 def start_worker(_: int) -> None:
     """Keep each worker to one thread, and leave signals to the main process, which saves before it leaves.
 
@@ -202,4 +218,5 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # only where workers are not forked
+        cv2.setNumThreads(1)

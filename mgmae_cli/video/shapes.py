@@ -41,6 +41,11 @@ class ShapesSource(ClipSource):
         "data.crop": "none",
         "model.name": "tiny",
         "model.patch": 8,
+        "model.decoder_depth": 2,
+        "train.steps": 240,
+        "train.batch_size": 16,
+        "train.base_lr": 0.02,
+        "train.warmup": 0.1,
     }
 
     class Options(PluginOptions):
@@ -58,7 +63,7 @@ class ShapesSource(ClipSource):
         occluders: int = Field(0, ge=0, le=16, description="still shapes in front of the objects")
         non_rigid: float = Field(0.0, ge=0, le=0.4, description="how far objects bend, in radii; 0: rigid")
         camera: float = Field(2.5, ge=0, le=8, description="fastest camera motion, pixels a frame")
-        wavelength: float = Field(48.0, ge=4, description="size of the background's pattern, pixels")
+        wavelength: float = Field(200.0, ge=4, description="size of the background's pattern, pixels")
         contrast: float = Field(50.0, ge=0, le=80, description="strength of pattern and shading, of 255 levels")
 
     options: Options

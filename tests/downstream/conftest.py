@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from itertools import product
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class NoiseSource(ClipSource):
-    """Clips of noise, each its own, that are still: a video's label can only be learnt by heart."""
+    """Clips of 4 x 4 random colours, each its own, that are still: labels can only be learnt by heart."""
 
     name = "noise"
     needs_path = False
@@ -66,7 +67,9 @@ class NoiseSource(ClipSource):
 
     def load(self, index: int, request: ClipRequest) -> Clip:
         generator = torch.Generator().manual_seed(index)
-        frame = torch.randint(256, (1, 3, request.height, request.width), dtype=torch.uint8, generator=generator)
+        blocks = torch.randint(256, (1, 3, 4, 4), dtype=torch.uint8, generator=generator)
+        rows, cols = (torch.arange(size) * 4 // size for size in (request.height, request.width))
+        frame = blocks[:, :, rows][..., cols]
         return Clip(frame.repeat(request.frames, 1, 1, 1), self.clip_name(index), self.label(index))
 
 
@@ -79,11 +82,11 @@ def registry() -> Registry:
 
 
 def write_frames(folder: Path, count: int = 6, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
-    """Write a raw-frame folder of noise, and return it."""
+    """Write a raw-frame folder of random blocks of 4 x 4 pixels, and return it."""
     folder.mkdir(parents=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    for number, frame in enumerate(pixels, start=1):
-        Image.fromarray(frame).save(folder / f"img_{number:05d}.jpg")
+    blocks = np.random.default_rng(seed).integers(0, 256, (count, size[0] // 4, size[1] // 4, 3), dtype=np.uint8)
+    for number, frame in enumerate(blocks.repeat(4, axis=1).repeat(4, axis=2), start=1):
+        Image.fromarray(frame).save(folder / f"img_{number:05d}.png")
     return folder
 
 
@@ -91,6 +94,12 @@ def write_list(path: Path, rows: list[str], header: str = "path,label,split,grou
     """Write a list with a header, and return it."""
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")
