@@ -23,7 +23,7 @@ from mgmae_cli.grid import ClipGrid
 
 _GAP, _MARGIN, _LABEL = 4, 8, 132
 _BACKGROUND, _INK = (255, 255, 255), (30, 30, 30)
-_MASKED = 118  # the grey of masked tokens
+_MASKED = 20  # the near-black of masked tokens
 _SMALLEST_CELL = 96  # pixels; smaller clips are enlarged
 
 
@@ -61,7 +61,7 @@ def visibility_row(label: str, visibility: Tensor, marked: int | None = None) ->
 
 
 def mask_row(label: str, clip: Tensor, mask: Tensor, grid: ClipGrid) -> Row:
-    """Return the row of a clip with its masked tokens in grey.
+    """Return the row of a clip with its masked tokens in near-black.
 
     Args:
         clip: (3, T, H, W) uint8.
