@@ -14,7 +14,7 @@ import torch
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import any_rank, find_place, gather, mean_over_ranks, together
 from mgmae_cli.errors import ConfigError
-from tests.engine.conftest import read_losses, read_metrics, run_micro, saved
+from tests.engine.conftest import read_losses, read_metrics, run_micro, saved, saved_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -130,81 +130,104 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import torch
-from mgmae_cli.errors import MgmaeError
+from mgmae_cli.engine.pretrain import pretrain
 from mgmae_cli.engine.step import PretrainTask
+from mgmae_cli.errors import MgmaeError
 from mgmae_cli.model import videomae
-from tests.engine.conftest import MICRO, micro_settings, resume_micro, run_micro
+from tests.engine.conftest import MICRO, micro_settings
 videomae.SIZES["tiny"] = MICRO
 torch.set_num_threads(1)
-rank, what, out, *assignments = int(os.environ["RANK"]), *sys.argv[1:]
-if what == "infinite on rank 1":
-    whole = PretrainTask.loss
-    def loss(self, batch, key):
-        value = whole(self, batch, key)
-        return value * torch.inf if key[1:3] == (3, 1) else value
-    PretrainTask.loss = loss
-from mgmae_cli.engine.pretrain import pretrain
-try:
-    pretrain(micro_settings(Path(out), *assignments))
-except MgmaeError as error:
-    sys.exit(f"rank {rank}: {error}")
+whole = PretrainTask.loss
+def infinite_on_rank_1(self, batch, key):
+    value = whole(self, batch, key)
+    return value * torch.inf if key[1:3] == (3, 1) else value
+ports = sys.argv[2].split(",")
+for line, port in zip(sys.stdin.read().splitlines(), ports):
+    name, *assignments = line.split("|")
+    os.environ["MASTER_PORT"] = port
+    PretrainTask.loss = infinite_on_rank_1 if name == "infinite" else whole
+    try:
+        pretrain(micro_settings(Path(sys.argv[1]) / name, *assignments))
+        print(f"{name}: done")
+    except MgmaeError as error:
+        print(f"{name}: {error}")
 """
+SETTINGS = ["mask.name=random", "train.accumulate=2", "data.options.bad=[3]", "train.clip_grad=0.5"]
 
 
-def _two_processes(what: str, out: Path, *assignments: str) -> list[tuple[int, str]]:
-    """Run two ranks to their end; return their exit codes and what they printed."""
-    with socket.socket() as free:
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
+    """Run several runs on two ranks; return their folder and, for each rank, how each run ended."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "taken").mkdir()
+    (folder / "taken/config.yaml").touch()
+    runs = ["|".join(["learn", "train.batch_size=2", *SETTINGS]), "infinite|run.save_every=2", "taken"]
+    sockets = [socket.socket() for _ in runs]
+    for free in sockets:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    ports = ",".join(str(free.getsockname()[1]) for free in sockets)
+    for free in sockets:
+        free.close()
     ranks = []
     for rank in range(2):
         place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
+        place |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", SCRIPT, what, str(out), *assignments],
+                [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), ports],
                 env={**os.environ, **{name: str(value) for name, value in place.items()}},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+        assert ranks[-1].stdin is not None
+        ranks[-1].stdin.write("\n".join(runs))
+        ranks[-1].stdin.flush()
+        ranks[-1].stdin.close()
+        ranks[-1].stdin = None
     try:
-        return [(process.returncode, said) for process in ranks for said in [process.communicate(timeout=120)[1]]]
+        said = [process.communicate(timeout=180) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said
+    return folder, [dict(line.split(": ", 1) for line in out.splitlines()) for out, _ in said]
 
 
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(tmp_path: Path) -> None:
-    settings = ["mask.name=random", "train.accumulate=2", "data.options.bad=[3]", "train.clip_grad=0.5"]
-    assert [code for code, _ in _two_processes("run", tmp_path / "two", "train.batch_size=2", *settings)] == [0, 0]
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(
+    two_processes: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    folder, ended = two_processes
+    assert [rank["learn"] for rank in ended] == ["done", "done"]
     # a step of two ranks with two batches of 2 each holds the videos of one rank with two batches of 4
-    run_micro(tmp_path / "one", "train.batch_size=4", *settings)
-    two, one = dict(read_losses(tmp_path / "two")), dict(read_losses(tmp_path / "one"))
+    run_micro(tmp_path / "one", "train.batch_size=4", *SETTINGS)
+    two, one = dict(read_losses(folder / "learn")), dict(read_losses(tmp_path / "one"))
     assert list(two) == [2, 4, 6]
     assert two == pytest.approx(one, rel=1e-5)
     weights = saved(tmp_path / "one", 6)["model"]
-    for name, tensor in saved(tmp_path / "two", 6)["model"].items():
+    for name, tensor in saved(folder / "learn", 6)["model"].items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-4)
-    assert (tmp_path / "two/skipped.txt").read_text() == "noise 3\tbroken\n"  # whichever rank met it
-    assert read_metrics(tmp_path / "two")[-1]["skipped"] == 1
 
 
-def test_a_loss_that_is_infinite_on_one_rank_ends_all_and_names_that_ranks_clips(tmp_path: Path) -> None:
-    ended = _two_processes("infinite on rank 1", tmp_path / "run", "run.save_every=2")
-    for rank, (code, said) in enumerate(ended):
-        assert code == 1
-        assert f"rank {rank}: the loss of step 4 is inf; the checkpoint of step 2 is kept" in said
-    clips = [said.rpartition("Its clips: ")[2].strip() for _, said in ended]
-    assert clips[0] == clips[1]
-    assert len(clips[0].split(", ")) == 4  # of 8 in the step
+def test_an_unreadable_video_is_listed_whichever_rank_met_it(two_processes: tuple[Path, list[dict[str, str]]]) -> None:
+    folder, _ = two_processes
+    assert (folder / "learn/skipped.txt").read_text() == "noise 3\tbroken\n"
+    assert read_metrics(folder / "learn")[-1]["skipped"] == 1
 
 
-def test_what_ends_the_main_process_ends_the_other(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").touch()
-    (code, said), (other_code, other_said) = _two_processes("run", tmp_path / "run")
-    assert (code, other_code) == (1, 1)
-    assert "rank 0: " in said
-    assert "already holds a run" in said
-    assert "rank 1: another process of this run met an error and said which" in other_said
+def test_a_loss_that_is_infinite_on_one_rank_ends_all_and_names_that_ranks_clips(
+    two_processes: tuple[Path, list[dict[str, str]]],
+) -> None:
+    folder, (main, other) = two_processes
+    assert main["infinite"].startswith("the loss of step 4 is inf; the checkpoint of step 2 is kept")
+    assert main["infinite"] == other["infinite"]
+    assert len(main["infinite"].rpartition("Its clips: ")[2].split(", ")) == 4  # of 8 in the step
+    assert saved_steps(folder / "infinite") == [2]
+
+
+def test_what_ends_the_main_process_ends_the_other(two_processes: tuple[Path, list[dict[str, str]]]) -> None:
+    _, (main, other) = two_processes
+    assert "already holds a run" in main["taken"]
+    assert other["taken"].startswith("another process of this run met an error and said which")
