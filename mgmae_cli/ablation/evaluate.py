@@ -198,7 +198,7 @@ def _read_like(run: Finished) -> dict[str, Any]:
 
 def _layer(run: Finished, name: str, settings: Mapping[str, Any], **own: Any) -> Layer:
     values = {**_read_like(run), "checkpoint": str(run.folder), "seed": run.settings.config.seed, **own, **settings}
-    return Layer(f"evaluate.{name}", {key: value for key, value in values.items()})
+    return Layer(f"evaluate.{name}", values)
 
 
 def _probe(kind: str) -> Callable[[Finished, Mapping[str, Any]], dict[str, float]]:

@@ -76,7 +76,7 @@ class Recipe(Section):
         (), description="in which the cells may differ, since the sweep is about it"
     )
     seeds: Seeds = Field((0, 1, 2), min_length=1, description="seeds, or how many")
-    evaluate: Evaluations = Field(default_factory=lambda: {"loss": {}, "leakage": {}})
+    evaluate: Evaluations = Field(default_factory=lambda: dict[str, dict[str, Any]](loss={}, leakage={}))
     budgets: dict[Literal["cpu", "gpu", "paper"], Budget] = Field(default_factory=dict)
     keep_checkpoints: bool = Field(False, description="keep every run's checkpoints; else only figures and curves stay")
 

@@ -48,7 +48,8 @@ def clip_row(label: str, clip: Tensor) -> Row:
 
 
 def flow_row(label: str, flow: Tensor) -> Row:
-    """Return the row of (T-1, 2, h, w) flow in the usual colour wheel, on one scale; the last frame repeats its neighbour's."""
+    """Return the row of (T-1, 2, h, w) flow in the usual colour wheel, on one scale; the last frame
+    repeats its neighbour's."""
     colours: Tensor = flow_to_image(flow.float())
     return Row(label, torch.cat([colours, colours[-1:]]))
 

@@ -171,10 +171,9 @@ def look_up(pyramid: list[Tensor], position_P2hw: Tensor, radius: int) -> Tensor
     centre = position_P2hw.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
     found = []
     for level, correlation in enumerate(pyramid):
-        last_cell = torch.tensor(
-            [correlation.shape[-1] - 1, correlation.shape[-2] - 1], device=centre.device, dtype=torch.float32
-        )
-        place = (centre / 2**level + window) * (2 / last_cell) - 1
+        x, y = (centre / 2**level + window).unbind(dim=-1)
+        last_y, last_x = (side - 1 for side in correlation.shape[-2:])
+        place = torch.stack([x * (2 / last_x) - 1, y * (2 / last_y) - 1], dim=-1)
         found.append(F.grid_sample(correlation, place, align_corners=True).view(pairs, height, width, -1))
     return torch.cat(found, dim=-1).permute(0, 3, 1, 2)
 

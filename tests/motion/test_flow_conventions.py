@@ -269,8 +269,9 @@ def test_truth_refuses_frames_that_are_no_neighbours() -> None:
 # --- Middlebury ---------------------------------------------------------------------------------------------------
 
 SEQUENCES = ("RubberWhale", "Venus", "Dimetrodon", "Grove2", "Urban2")
-# Mean end-point errors in pixels. By its authors' code, RAFT-small with 12 iterations has 0.320, 0.381, 0.253, 0.355 and
-# 0.530: that code pads frames whose sides are no multiples of 8; here they are enlarged, and RubberWhale gains.
+# Mean end-point errors in pixels. By its authors' code, RAFT-small with 12 iterations has 0.320, 0.381, 0.253,
+# 0.355 and 0.530: that code pads frames whose sides are no multiples of 8; here they are
+# enlarged, and RubberWhale gains.
 MIDDLEBURY: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {
     "raft": ({"iterations": 12, "scale": 1}, (0.305, 0.381, 0.253, 0.355, 0.530)),
     "dis": ({}, (0.285, 0.495, 0.210, 0.371, 0.898)),

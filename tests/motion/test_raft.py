@@ -136,7 +136,11 @@ def test_flow_equals_torchvisions_pair_by_pair_with_trained_weights(
 def test_a_coarser_grid_holds_the_mean_of_the_full_flow(
     name: str, scale: int, moving_photograph: Tensor, tmp_path: Path
 ) -> None:
-    torch.save(random_model(name).state_dict(), tmp_path / "weights.pth")
+    model = random_model(name)
+    if (name, scale) == ("large", 8):  # answered by the cells themselves: the mean if pixels take after their own cell
+        torch.nn.init.zeros_(model.mask_predictor.conv.weight)
+        model.mask_predictor.conv.bias.data = 100.0 * (torch.arange(9) == 4).repeat_interleave(64)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
     request = FlowRequest(moving_photograph[:1], SOURCE[:1], TARGET[:1])
     full, coarse = (
         RaftFlow(RaftFlow.Options(model=name, weights=tmp_path / "weights.pth", iterations=1, scale=grid)).estimate(
@@ -144,12 +148,8 @@ def test_a_coarser_grid_holds_the_mean_of_the_full_flow(
         )[0]
         for grid in (1, scale)
     )
-    mean = F.avg_pool2d(full, scale)
-    assert coarse.shape == mean.shape
-    if (name, scale) == ("large", 8):  # the large model's own cells: near the mean, by how its upsampling mixes them
-        assert (coarse - mean).norm(dim=1).mean() < 0.2 * mean.norm(dim=1).mean()
-    else:
-        torch.testing.assert_close(coarse, mean)
+    assert coarse.shape == (3, 2, 128 // scale, 144 // scale)
+    torch.testing.assert_close(coarse, F.avg_pool2d(full, scale))
 
 
 def test_passes_of_any_size_give_the_same_flow(moving_photograph: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
