@@ -197,7 +197,13 @@ def _read_like(run: Finished) -> dict[str, Any]:
 
 
 def _layer(run: Finished, name: str, settings: Mapping[str, Any], **own: Any) -> Layer:
-    values = {**_read_like(run), "checkpoint": str(run.folder), "seed": run.settings.config.seed, **own, **settings}
+    values: dict[str, Any] = {
+        **_read_like(run),
+        "checkpoint": str(run.folder),
+        "seed": run.settings.config.seed,
+        **own,
+        **settings,
+    }
     return Layer(f"evaluate.{name}", values)
 
 

@@ -107,7 +107,7 @@ def leakage(
     from mgmae_cli.diagnose.leakage_table import as_csv, as_table, draw, measure
     from mgmae_cli.engine.run_folder import replace_text
 
-    given = {**locals(), "data": source}
+    given = {**locals(), "data": source, "clips": None}
     texts = mask or ["random", "tube", "motion"]
     rows = measure({text: _strategy(text, given, None, len(texts) > 1).settings for text in texts}, clips)
     Console(highlight=False).print(as_table(rows))
