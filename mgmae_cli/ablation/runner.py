@@ -191,7 +191,7 @@ def run_locally(runs: Sequence[Run], jobs: int, watch: Watch) -> None:
     jobs = max(1, min(jobs, todo.qsize()))
     threads, loaders = share(jobs)
     workers = [_Worker(threads, loaders, number, _gpus()) for number in range(jobs)]
-    with _signals() as caught:
+    with signals_noted() as caught:
         crew = [
             threading.Thread(target=_serve, args=(worker, todo, lambda: bool(caught)), daemon=True)
             for worker in workers
@@ -228,7 +228,7 @@ def _serve(worker: _Worker, todo: Queue[Run], stopping: Callable[[], bool]) -> N
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_noted() -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM in the list that is yielded."""
     caught: list[int] = []
 
