@@ -6,6 +6,8 @@ x + F(x) in t.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +114,16 @@ def interior_error(flow: Tensor, truth: Tensor, border: int = 24) -> float:
 # What each estimator is trusted with, in pixels of mean end-point error where the motion is 3 to 8 pixels.
 TRUSTED = {"dis": 0.35, "tvl1": 0.35, "raft": 0.35, "truth": 1e-5}
 NEIGHBOURS_ONLY = {"truth"}  # the others answer any pair of frames
+
+
+def test_listing_the_estimators_imports_neither_opencv_nor_torchvision() -> None:
+    code = (
+        "import sys; from mgmae_cli.motion.plugin import mgmae_register_flows; "
+        "print(*(flow.name for flow in mgmae_register_flows())); "
+        "sys.exit(bool({'cv2', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["dis", "raft", "tvl1", "zero", "truth"]), done.stderr
 
 
 def test_every_estimator_is_held_to_the_convention() -> None:
@@ -270,8 +282,8 @@ def test_truth_refuses_frames_that_are_no_neighbours() -> None:
 
 SEQUENCES = ("RubberWhale", "Venus", "Dimetrodon", "Grove2", "Urban2")
 # Mean end-point errors in pixels. By its authors' code, RAFT-small with 12 iterations has 0.320, 0.381, 0.253,
-# 0.355 and 0.530: that code pads frames whose sides are no multiples of 8; here they are
-# enlarged, and RubberWhale gains.
+# 0.355 and 0.530: that code pads frames whose sides are no multiples of 8; here they are enlarged, and
+# RubberWhale gains.
 MIDDLEBURY: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {
     "raft": ({"iterations": 12, "scale": 1}, (0.305, 0.381, 0.253, 0.355, 0.530)),
     "dis": ({}, (0.285, 0.495, 0.210, 0.371, 0.898)),
