@@ -21,7 +21,17 @@ from mgmae_cli import __version__
 from mgmae_cli.errors import RunError
 from mgmae_cli.registry import Registry
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "decord", "pydantic", "pluggy")
+_PACKAGES = (
+    "torch",
+    "av",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-contrib-python-headless",
+    "decord",
+    "pydantic",
+    "pluggy",
+)
 
 
 class RunFolder:
