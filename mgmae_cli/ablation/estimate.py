@@ -32,7 +32,7 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
     config = cell.settings.config
     place = distributed.find_place(config.run.device, config.run.precision)
     masker = cell.settings.make_masker()
-    job, model = pretrain_job(cell.settings, masker, place)
+    model = pretrain_job(cell.settings, masker, place)[1]
     dataset = ClipDataset(cell.settings.make_source(), replace(clip_spec(config), repeats=1), 0, masker)
     samples: list[Any] = []
     read = _timed(lambda: samples.extend(dataset[0, number] for number in range(min(_CLIPS, len(dataset))))) / _CLIPS

@@ -18,7 +18,8 @@ p.note, figcaption, .small { color: var(--soft); font-size: 13px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th { text-align: right; font-weight: 600; color: var(--soft); padding: 6px 12px; border-bottom: 2px solid var(--line); }
-td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
+td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--line); white-space: nowrap;
+  vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 td b { color: var(--mark); }
 td .difference { display: block; color: var(--soft); font-size: 12px; }
@@ -41,7 +42,8 @@ def document(title: str, parts: Iterable[str]) -> str:
     """Return a whole page."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><meta name="viewport" content="width=device-width">'
     body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n'
+    start = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>'
+    return f"{start}\n{body}\n</main></body></html>\n"
 
 
 def picture(png: bytes, caption: str = "") -> str:

@@ -80,7 +80,7 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
             else:
                 run_locally(wanted, options.jobs, watch)
         results = write_report(out, ablation, cells, runs)
-    console.print(rich_table(results, f"{ablation.name}: {ablation.recipe.question}"))
+    console.print(rich_table(results, f"{ablation.name}: {ablation.recipe.question}", console.width))
     console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
     _refuse_failures(wanted)
     return results
