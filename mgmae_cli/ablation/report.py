@@ -210,8 +210,8 @@ def _legend(results: Results) -> str:
     against = references[0] if len(references) == 1 else "the first cell of their group"
     said = (
         f"Mean ± standard deviation over seeds; below, the mean paired difference to {against} with its 95 % "
-        "confidence interval (Student's, over seeds; not corrected for the number of comparisons), and a star where that leaves "
-        "zero out. Best means in bold."
+        "confidence interval (Student's, over seeds; not corrected for the number of comparisons), and a star where "
+        "that leaves zero out. Best means in bold."
     )
     terms = "".join(
         f"<dt>{escape(METRICS[name].title)}</dt><dd>{escape(METRICS[name].says)}</dd>" for name in results.names
