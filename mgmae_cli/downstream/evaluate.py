@@ -84,8 +84,9 @@ def resolve_evaluate(
             raise ConfigError(f"data.path: {classifier.path} does not say what to test on; give --data PATH")
         same = {f"data.{key}": val[key] for key in ("source", "path", "root") if val[key] is not None}
         layers.insert(0, Layer(origin, {**same, **{f"data.options.{key}": v for key, v in val["options"].items()}}))
-    lower = [Layer(origin, classifier.reading)]
-    return EvaluateSettings(resolve_config(EvaluateConfig, layers, lower, registry), classifier)
+    trained = [Layer(origin, classifier.reading)]
+    resolved = resolve_config(EvaluateConfig, layers, trained=trained, registry=registry)
+    return EvaluateSettings(resolved, classifier)
 
 
 def evaluate(settings: EvaluateSettings, console: Console | None = None) -> EvaluateResult | None:
@@ -107,7 +108,8 @@ def evaluate(settings: EvaluateSettings, console: Console | None = None) -> Eval
         weights, name = classifier.choose(config.weights)
         model, notes = build_tested(weights, grid)
         story = views_story(views.clips, views.crops, views.merge)
-        folder = new_folder(config.run.out, classifier.path, "evaluate") if place.is_main else Path()
+        with distributed.together():
+            folder = new_folder(config.run.out, classifier.path, "evaluate") if place.is_main else Path()
         if place.is_main:
             facts = [
                 ("checkpoint", f"{classifier.path} ({weights.origin}{', averaged weights' if name == 'ema' else ''})"),

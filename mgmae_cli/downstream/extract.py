@@ -69,8 +69,8 @@ def resolve_extract(
     """
     layers = given_layers(recipe, flags, assignments)
     loaded = load_encoder(checkpoint_of(layers, "features"))
-    lower = [Layer(f"checkpoint {loaded.path}", loaded.reading)]
-    resolved = resolve_config(FeaturesConfig, layers, lower, registry)
+    trained = [Layer(f"checkpoint {loaded.path}", loaded.reading)]
+    resolved = resolve_config(FeaturesConfig, layers, trained=trained, registry=registry)
     config = resolved.config
     if config.features.form == "dense" and config.views.clips * config.views.crops > 1:
         raise resolved.problem("views.clips: dense features are of one view; drop views.clips and views.crops")

@@ -57,7 +57,7 @@ def resolve_finetune(
     layers = given_layers(recipe, flags, assignments)
     start = load_encoder(checkpoint_of(layers, "finetune"))
     trained = Layer(f"checkpoint {start.path}", start.reading)
-    resolved = resolve_config(FinetuneConfig, layers, [_DEFAULTS, trained], registry)
+    resolved = resolve_config(FinetuneConfig, layers, [_DEFAULTS], [trained], registry)
     return _checked(resolved, start.geometry, start)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mgmae_cli.downstream.data import Labelled, whereabouts
 from mgmae_cli.downstream.metrics import Prediction, merge_views
 from mgmae_cli.downstream.views import ViewDataset, ViewSpec, read_videos, run_views
-from mgmae_cli.engine.distributed import Place, gather
+from mgmae_cli.engine.distributed import Place, gather, together
 from mgmae_cli.errors import DataError
 from mgmae_cli.interfaces import ClipSource
 from mgmae_cli.video.loader import auto_workers
@@ -43,7 +43,7 @@ def predict(
         DataError: an unreadable video, under "error".
     """
     mine = range(place.rank, len(videos), place.ranks)
-    processes = auto_workers(place.device, place.ranks) if workers == "auto" else int(workers)
+    processes = auto_workers(place.device, place.local_ranks) if workers == "auto" else int(workers)
     read = read_videos(ViewDataset(videos.source, spec), mine, processes, pin=place.device.type == "cuda")
     predictions = []
 
@@ -51,16 +51,16 @@ def predict(
         with place.autocast():
             return model(clips).float()  # type: ignore[no-any-return]
 
-    for video, outputs in watch(run_views(read, scores, batch_size, place.device), len(mine)):
-        merged = None if outputs is None else merge_views(outputs.cpu(), merge)
-        name, label = full_name(videos.source, video.index), videos.labels[video.index]
-        predictions.append(Prediction(video.index, name, label, merged, video.reason))
-        if place.ranks == 1:
-            _refuse_bad(videos.source, predictions[-1:], on_bad)
+    with together():  # or a rank that met an error would leave the others waiting
+        for video, outputs in watch(run_views(read, scores, batch_size, place.device), len(mine)):
+            if outputs is None and on_bad == "error":
+                refuse_bad(videos.source, video.index, video.reason)
+            merged = None if outputs is None else merge_views(outputs.cpu(), merge)
+            name, label = full_name(videos.source, video.index), videos.labels[video.index]
+            predictions.append(Prediction(video.index, name, label, merged, video.reason))
     if place.ranks > 1:
         predictions = [prediction for part in gather(predictions) for prediction in part]
         predictions.sort(key=lambda prediction: prediction.index)
-    _refuse_bad(videos.source, predictions, on_bad)  # by all ranks together: one that left alone would hang the others
     return predictions
 
 
@@ -80,12 +80,6 @@ def refuse_bad(source: ClipSource, index: int, reason: str) -> None:
         f"{whereabouts(source, index)}: {reason}; a test replaces no video: mend or remove it, or count it as wrong by "
         "--on-bad count"
     )
-
-
-def _refuse_bad(source: ClipSource, predictions: list[Prediction], on_bad: str) -> None:
-    for prediction in predictions:
-        if on_bad == "error" and prediction.probabilities is None:
-            refuse_bad(source, prediction.index, prediction.reason)
 
 
 def views_story(clips: int, crops: int, merge: str) -> str:

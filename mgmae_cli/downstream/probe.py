@@ -91,8 +91,8 @@ def resolve_probe(
     """
     layers = given_layers(recipe, flags, assignments)
     loaded = load_encoder(checkpoint_of(layers, "probe"))
-    lower = [Layer(f"checkpoint {loaded.path}", loaded.reading)]
-    resolved = resolve_config(ProbeConfig, layers, lower, registry)
+    trained = [Layer(f"checkpoint {loaded.path}", loaded.reading)]
+    resolved = resolve_config(ProbeConfig, layers, trained=trained, registry=registry)
     config = resolved.config
     if config.probe.kind == "attentive" and config.views.clips * config.views.crops > 1:
         raise resolved.problem(

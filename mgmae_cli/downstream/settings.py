@@ -19,6 +19,20 @@ from mgmae_cli.interfaces import ClipSource, DataLocation
 from mgmae_cli.registry import Registry, default_registry, guess_source
 from mgmae_cli.settings import open_source, settle_sources
 
+# `shapes` is for trying things out: a part of it, in minutes on a CPU, and no augmentation that it has no need of.
+_SHAPES = {
+    "data.options.clips": 2000,
+    "val.options.clips": 500,
+    "train.epochs": 10,
+    "train.batch_size": 32,
+    "train.base_lr": 4e-3,
+    "augment.randaugment": None,
+    "augment.erase": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "model.drop_path": 0.0,
+}
+
 
 @dataclass(frozen=True)
 class Resolved(Generic[Config]):
@@ -64,12 +78,14 @@ def resolve_config(
     model: type[Config],
     layers: Sequence[Layer],
     lower: Sequence[Layer] = (),
+    trained: Sequence[Layer] = (),
     registry: Registry | None = None,
 ) -> Resolved[Config]:
     """Validate layers into a config and find its clip sources.
 
     Args:
-        lower: layers under those given, such as what the checkpoint was trained on; they name no source.
+        lower: layers under all others.
+        trained: layers under those given: what the checkpoint was trained on. They name no source.
 
     Raises:
         ConfigError: every problem that can be told at once.
@@ -78,9 +94,12 @@ def resolve_config(
     registry = registry or default_registry()
     settled, name, origin = settle_sources(layers, registry)
     source = registry.source(name, origin)
-    advice = {key: value for key, value in source.recommended.items() if _known(model, key)}
+    advice = {key: value for key, value in source.recommended.items() if key.startswith("data.")}
+    if name == "shapes" and "val" in model.model_fields:
+        advice |= _SHAPES
+    advice = {key: value for key, value in advice.items() if _known(model, key)}
     base = Layer("defaults", {"data.source": name})
-    values, origins = merge([base, Layer(f"defaults of source {name!r}", advice), *lower, *settled])
+    values, origins = merge([base, *lower, Layer(f"defaults of source {name!r}", advice), *trained, *settled])
     tree, _ = nest(values, origins)
     problems: list[str] = []
     try:
@@ -104,11 +123,11 @@ def resolve_config(
 
 
 def _known(model: type[Config], key: str) -> bool:
-    """Return whether a config has a key, of those that sources recommend."""
-    section, _, name = key.partition(".")
+    """Return whether a config has a key."""
+    section, name = key.split(".")[:2]
     field = model.model_fields.get(section)
     inner: Any = None if field is None else field.annotation
-    return section == "data" and inner is not None and name in inner.model_fields
+    return inner is not None and name in inner.model_fields
 
 
 def _refuse_lost_paths(resolved: Resolved[Any], data: ReadConfig) -> None:

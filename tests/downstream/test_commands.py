@@ -77,7 +77,10 @@ def test_features(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("arguments", "message"),
     [
         (["finetune"], "name a checkpoint or a run folder"),
-        (["finetune", "PRETRAINED", "--batch-size", "3"], "--batch-size: train.batch_size = 3: mixup"),
+        (
+            ["finetune", "PRETRAINED", "--batch-size", "3", "--set", "augment.mixup=0.8"],
+            "--batch-size: train.batch_size = 3: mixup",
+        ),
         (["finetune", "PRETRAINED", "--data", "nowhere.csv"], "--data: nowhere.csv: no such file"),
         (["evaluate", "PRETRAINED"], "has no classification head; fine-tune it first"),
         (["evaluate", "nowhere.pt"], "nowhere.pt: no such checkpoint"),

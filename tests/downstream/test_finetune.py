@@ -273,6 +273,19 @@ def test_lists_whose_splits_do_not_fit_are_answered_with_the_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_shapes_brings_sizes_for_trying_things_out_and_flags_go_over_them(
+    pretrained: Path, tmp_path: Path, registry: Registry
+) -> None:
+    layer = Layer("test", {"checkpoint": str(pretrained), "train.base_lr": 1.0, "data.options.clips": 30})
+    config = resolve_finetune(None, layer, (), registry).config
+    assert (config.data.options["clips"], config.val.options["clips"]) == (30, 500)
+    assert (config.train.epochs, config.train.base_lr, config.augment.mixup) == (10, 1.0, 0)
+    assert config.val.options["split"] == "val"
+    assert config.data.size == 16  # the checkpoint's, not the source's
+    steps = resolve_finetune(None, Layer("test", {**layer.values, "train.steps": 5}), (), registry).config
+    assert (steps.train.steps, steps.train.epochs) == (5, None)
+
+
 def test_a_list_without_a_named_split_needs_videos_to_test_on(
     pretrained: Path, labelled_list: Path, tmp_path: Path, registry: Registry
 ) -> None:
