@@ -21,10 +21,12 @@ from torchvision.utils import flow_to_image
 from mgmae_cli.errors import RunError
 from mgmae_cli.grid import ClipGrid
 
-_GAP, _MARGIN, _LABEL = 4, 8, 132
+_GAP, _MARGIN, _LABEL, _LEGEND = 4, 10, 168, 72
 _BACKGROUND, _INK = (255, 255, 255), (30, 30, 30)
-_MASKED = 20  # the near-black of masked tokens
-_SMALLEST_CELL = 96  # pixels; smaller clips are enlarged
+_MASKED = 208  # the light grey of masked tokens: few real patches look like it
+_SMALLEST_CELL = 160  # pixels; smaller clips are enlarged, clips of twice the size halved
+_TITLE_SIZE, _TEXT_SIZE, _COLUMN_SIZE = 18, 16, 14
+_FULL_COLOUR = 0.99  # share of the flow below full colour: a few wild vectors would leave the rest white
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Row:
         label: shown at its left; may have several lines.
         frames: (T, 3, h, w) uint8, one picture a frame.
         marked: number of the frame that gets an outline, such as the base frame.
+        legend: (3, h, w) uint8, a small picture below the label.
     """
 
     label: str
     frames: Tensor
     marked: int | None = None
+    legend: Tensor | None = None
 
 
 def clip_row(label: str, clip: Tensor) -> Row:
@@ -48,10 +52,27 @@ def clip_row(label: str, clip: Tensor) -> Row:
 
 
 def flow_row(label: str, flow: Tensor) -> Row:
-    """Return the row of (T-1, 2, h, w) flow in the usual colour wheel, on one scale; the last frame
-    repeats its neighbour's."""
-    colours: Tensor = flow_to_image(flow.float())
-    return Row(label, torch.cat([colours, colours[-1:]]))
+    """Return the row of (T-1, 2, h, w) flow in Middlebury's colours, on one scale that the label tells.
+
+    The flow of a frame to the next has no last frame: that one repeats its neighbour's.
+    """
+    length = flow.float().norm(dim=1, keepdim=True)
+    full = float(torch.quantile(length[:, :, ::2, ::2].flatten(), _FULL_COLOUR).clamp_min(1e-6))
+    # flow_to_image takes the longest vector for full colour: put one there, beside the frames.
+    shortened = F.pad(flow.float() * (full / length.clamp_min(full)), (0, 1))
+    shortened[:, 0, :, -1] = full
+    colours: Tensor = flow_to_image(shortened)[..., :-1]
+    scale = f"{label}\nfull colour: {full:.1f} px" if full > 0.05 else f"{label}\nno motion"
+    return Row(scale, torch.cat([colours, colours[-1:]]), legend=_colour_wheel())
+
+
+def _colour_wheel() -> Tensor:
+    """Return (3, h, w) uint8: the colour of each direction and length of flow, from the centre out."""
+    across = torch.linspace(-1.0, 1.0, 2 * _LEGEND)
+    y, x = torch.meshgrid(across, across, indexing="ij")
+    inside = torch.hypot(x, y) <= 1
+    wheel: Tensor = flow_to_image(torch.stack([x, y]) * inside)
+    return torch.where(inside, wheel, torch.tensor(255, dtype=torch.uint8))
 
 
 def visibility_row(label: str, visibility: Tensor, marked: int | None = None) -> Row:
@@ -62,7 +83,7 @@ def visibility_row(label: str, visibility: Tensor, marked: int | None = None) ->
 
 
 def mask_row(label: str, clip: Tensor, mask: Tensor, grid: ClipGrid) -> Row:
-    """Return the row of a clip with its masked tokens in near-black.
+    """Return the row of a clip with its masked tokens in grey.
 
     Args:
         clip: (3, T, H, W) uint8.
@@ -76,20 +97,23 @@ def mask_row(label: str, clip: Tensor, mask: Tensor, grid: ClipGrid) -> Row:
 def sheet(rows: Sequence[Row], frames: Sequence[int], title: str = "") -> Image.Image:
     """Lay rows out under one another, with a column for each of the chosen frames."""
     height, width = _cell(rows)
-    top = _MARGIN + (22 if title else 0) + 18
+    top = _MARGIN + (_TITLE_SIZE + 10 if title else 0) + _COLUMN_SIZE + 8
     canvas = Image.new(
         "RGB",
         (_MARGIN * 2 + _LABEL + len(frames) * (width + _GAP), top + len(rows) * (height + _GAP) + _MARGIN),
         _BACKGROUND,
     )
     draw = ImageDraw.Draw(canvas)
-    if title:
-        draw.text((_MARGIN, _MARGIN - 2), title, _INK, _font(15))
+    _write_title(draw, title, canvas.width)
     for column, frame in enumerate(frames):
-        draw.text((_MARGIN + _LABEL + column * (width + _GAP), top - 16), f"frame {frame}", _INK, _font(11))
+        x = _MARGIN + _LABEL + column * (width + _GAP)
+        draw.text((x, top - _COLUMN_SIZE - 5), f"frame {frame}", _INK, _font(_COLUMN_SIZE))
     for number, row in enumerate(rows):
         y = top + number * (height + _GAP)
-        draw.multiline_text((_MARGIN, y + 4), row.label, _INK, _font(13), spacing=3)
+        draw.multiline_text((_MARGIN, y + 4), row.label, _INK, _font(_TEXT_SIZE), spacing=4)
+        if row.legend is not None:
+            below = y + 12 + (row.label.count("\n") + 1) * (_TEXT_SIZE + 6)
+            canvas.paste(_picture(row.legend, _LEGEND, _LEGEND), (_MARGIN, below))
         for column, frame in enumerate(frames):
             x = _MARGIN + _LABEL + column * (width + _GAP)
             canvas.paste(_picture(row.frames[frame], height, width), (x, y))
@@ -102,16 +126,16 @@ def animation(rows: Sequence[Row], title: str = "") -> list[Image.Image]:
     """Return one picture a frame, the rows side by side under their labels."""
     height, width = _cell(rows)
     lines = max(row.label.count("\n") for row in rows) + 1
-    top = _MARGIN + (22 if title else 0) + lines * 17
+    line = _TEXT_SIZE + 5
+    top = _MARGIN + (_TITLE_SIZE + 10 if title else 0) + lines * line + 4
     pictures = []
     for frame in range(len(rows[0].frames)):
         canvas = Image.new("RGB", (_MARGIN * 2 + len(rows) * (width + _GAP), top + height + _MARGIN), _BACKGROUND)
         draw = ImageDraw.Draw(canvas)
-        if title:
-            draw.text((_MARGIN, _MARGIN - 2), title, _INK, _font(15))
+        _write_title(draw, title, canvas.width)
         for number, row in enumerate(rows):
             x = _MARGIN + number * (width + _GAP)
-            draw.multiline_text((x, top - lines * 17), row.label, _INK, _font(13), spacing=3)
+            draw.multiline_text((x, top - lines * line - 2), row.label, _INK, _font(_TEXT_SIZE), spacing=3)
             canvas.paste(_picture(row.frames[frame], height, width), (x, top))
         pictures.append(canvas)
     return pictures
@@ -174,6 +198,15 @@ def _cell(rows: Sequence[Row]) -> tuple[int, int]:
     if min(height, width) >= 2 * _SMALLEST_CELL:
         return height // 2, width // 2
     return height * scale, width * scale
+
+
+def _write_title(draw: ImageDraw.ImageDraw, title: str, width: int) -> None:
+    """Write the title; of one that is too long, such as a path, the end."""
+    font, shown = _font(_TITLE_SIZE), title
+    while len(shown) > 1 and draw.textlength(shown, font) > width - 2 * _MARGIN:
+        title = title[1:]
+        shown = f"...{title}"
+    draw.text((_MARGIN, _MARGIN - 3), shown, _INK, font)
 
 
 def _picture(frame: Tensor, height: int, width: int) -> Image.Image:

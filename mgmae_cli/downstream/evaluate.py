@@ -119,7 +119,7 @@ def evaluate(settings: EvaluateSettings, console: Console | None = None) -> Eval
                 *[("note", note) for note in notes],
                 ("folder", str(folder)),
             ]
-            console.print(settings_table("mgmae evaluate", facts))
+            console.print(settings_table("mgmae evaluate", facts), soft_wrap=True)
         predictions = predict(
             model.to(place.device),
             videos,

@@ -104,7 +104,7 @@ def extract(run: ExtractRun, console: Console | None = None) -> Path:
             *[("note", note) for note in extractor.notes],
             ("folder", str(folder)),
         ]
-        console.print(settings_table("mgmae features", facts))
+        console.print(settings_table("mgmae features", facts), soft_wrap=True)
         files = {layer: folder / f"features-{layer}.npy" for layer in layers}
         workers = auto_workers(place.device) if data.workers == "auto" else data.workers
         bad = write_features(

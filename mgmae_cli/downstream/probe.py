@@ -120,7 +120,8 @@ def probe(run: ProbeRun, console: Console | None = None) -> ProbeResult:
         grid = ClipGrid(data.frames, data.height, data.width, trained.tubelet, trained.patch)
         extractor = make_extractor(run.loaded, grid, settings.layers, place, config.baseline, config.seed)
         folder = new_folder(config.run.out, run.loaded.path, f"probe-{settings.kind}")
-        console.print(settings_table("mgmae probe", _facts(run, train, test, place, extractor, folder)))
+        facts = _facts(run, train, test, place, extractor, folder)
+        console.print(settings_table("mgmae probe", facts), soft_wrap=True)
         for remark in remarks:
             console.print(remark, style="yellow", soft_wrap=True, markup=False)
         tables = [_features(run, videos, extractor, place, console) for videos in (train, test)]

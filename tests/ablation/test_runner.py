@@ -69,7 +69,7 @@ def test_an_ablation_killed_twice_ends_with_the_same_table_as_one_left_alone(und
     first = out / "cells" / "tube" / "seed-0"
     for what in (first / "run" / "checkpoints" / "step-000020.pt", out / "cells" / "motion" / "seed-0" / "figures"):
         process = start(recipe, out)
-        until(lambda what=what: what.exists() or process.poll() is not None)
+        until(lambda what=what, process=process: what.exists() or process.poll() is not None)
         process.kill()
         process.communicate()
         assert not (out / "report.html").exists()
