@@ -181,6 +181,9 @@ def loss_curve(records: Sequence[Mapping[str, Any]], path: Path, title: str = ""
     rates = axes.twinx()
     rates.plot(steps, [record["lr"] for record in lines], color="tab:gray", linewidth=0.8)
     rates.set_ylabel("learning rate", color="tab:gray")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.set_zorder(rates.get_zorder() + 1)  # the loss in front
+    axes.patch.set_visible(False)
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:

@@ -41,13 +41,13 @@ def colours_in(picture: Image.Image) -> set[tuple[int, ...]]:
 
 
 def constant_flow(dx: float, dy: float, frames: int = 4) -> Tensor:
-    return torch.tensor([dx, dy]).view(1, 2, 1, 1).expand(frames - 1, 2, 16, 24).clone()
+    return torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1).expand(frames - 1, 2, 16, 24).clone()
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dx, dy", [(3.0, 0.0), (-3.0, 0.0), (0.0, 3.0), (0.0, -3.0), (2.0, -2.0)])
+@pytest.mark.parametrize(("dx", "dy"), [(3.0, 0.0), (-3.0, 0.0), (0.0, 3.0), (0.0, -3.0), (2.0, -2.0)])
 def test_flow_has_the_colour_that_the_legend_shows_in_its_direction(dx: float, dy: float) -> None:
     row = flow_row("flow", constant_flow(dx, dy))
     assert row.legend is not None
@@ -127,7 +127,8 @@ def test_a_sheet_shows_the_chosen_frames_in_columns_and_the_rows_in_order() -> N
 
 
 @pytest.mark.parametrize(
-    "size, drawn", [((32, 48), (160, 240)), ((64, 64), (192, 192)), ((224, 224), (224, 224)), ((360, 480), (180, 240))]
+    ("size", "drawn"),
+    [((32, 48), (160, 240)), ((64, 64), (192, 192)), ((224, 224), (224, 224)), ((360, 480), (180, 240))],
 )
 def test_small_clips_are_enlarged_and_large_ones_halved(size: tuple[int, int], drawn: tuple[int, int]) -> None:
     pixels = np.asarray(sheet([clip_row("clip", flat_clip(1, *size))], [0]))
@@ -150,7 +151,7 @@ def test_only_the_marked_frame_is_outlined() -> None:
     assert elsewhere.tobytes() == plain.tobytes()  # frame 1 has no column
     rows, cols = np.nonzero((np.asarray(marked) != np.asarray(plain)).any(-1))
     assert (np.ptp(rows) + 1, np.ptp(cols) + 1) == (160, 240)
-    assert (120, 90, 0) == marked.getpixel((int(cols.mean()), int(rows.mean())))  # the cell of frame 2, still seen
+    assert marked.getpixel((int(cols.mean()), int(rows.mean()))) == (120, 90, 0)  # the cell of frame 2, still seen
 
 
 def test_labels_legends_and_titles_stay_clear_of_the_pictures() -> None:
