@@ -22,6 +22,7 @@ TIMES = ("train_seconds", "clips_per_s", "data_wait")
 RECIPE = """question: Which masks & why?
 base:
   mask: {ratio: 0.75}
+  flow: {options: {scale: 1}}
   data: {size: 16, frames: 4, options: {clips: 32}}
   model: {name: tiny, decoder_depth: 1}
   train: {steps: STEPS, batch_size: 2}
