@@ -26,7 +26,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_on_shapes_motion_masks_leak_less_than_random_masks(tmp_path: Path) -> None:
-    truth = "--mask random --mask tube --mask motion --flow truth".split()
+    truth = ["--mask", "random", "--mask", "tube", "--mask", "motion", "--flow", "truth"]
     leakage("shapes", *truth, *SMALL, "--out", str(tmp_path))
     rows = rows_of(tmp_path)
     leaks = {name: float(row["leak"]) for name, row in rows.items()}
