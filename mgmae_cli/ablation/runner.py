@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -134,6 +134,8 @@ class _Worker:
     def do(self, run: Run, stopping: Callable[[], bool]) -> None:
         """Do a run; its state on disk says what came of it."""
         if self.process is None or self.process.poll() is not None:
+            if self.process is not None:
+                _close(self.process)
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -172,6 +174,14 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        _close(self.process)
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def run_locally(runs: Sequence[Run], jobs: int, watch: Watch) -> None:
