@@ -91,6 +91,13 @@ def grid_of(config: RunConfig) -> ClipGrid:
     return ClipGrid(data.frames, data.height, data.width, model.tubelet, model.patch)
 
 
+def given_layers(recipe: Path | None, flags: Layer | None, assignments: Sequence[str]) -> list[Layer]:
+    """Return the layers that a user gave, the lowest first."""
+    layers = [recipe_layer(recipe)] if recipe else []
+    layers += [flags] if flags else []
+    return layers + ([set_layer(assignments)] if assignments else [])
+
+
 def resolve(
     recipe: Path | None = None,
     flags: Layer | None = None,
@@ -103,10 +110,7 @@ def resolve(
         ConfigError: unknown keys, wrong values, contradictions; all that can be told at once.
         PluginError: an unknown mask, flow or source.
     """
-    layers = [recipe_layer(recipe)] if recipe else []
-    layers += [flags] if flags else []
-    layers += [set_layer(assignments)] if assignments else []
-    return resolve_layers(layers, registry)
+    return resolve_layers(given_layers(recipe, flags, assignments), registry)
 
 
 def resolve_layers(layers: Sequence[Layer], registry: Registry | None = None) -> Settings:

@@ -10,7 +10,7 @@ from mgmae_cli.engine.pretrain import PretrainResult
 from mgmae_cli.engine.progress import format_seconds
 from mgmae_cli.engine.run_folder import read_metrics
 from mgmae_cli.errors import MgmaeError
-from mgmae_cli.interfaces import derive_generator
+from mgmae_cli.seeds import derive_generator
 
 _CLIPS = 3
 

@@ -21,13 +21,14 @@ from mgmae_cli.diagnose.leakage import flow_figures, hole_share, mask_figures
 from mgmae_cli.diagnose.tracks import ClipMotion, follow
 from mgmae_cli.engine.pretrain import clip_spec
 from mgmae_cli.errors import DataError, MgmaeError, RunError
-from mgmae_cli.interfaces import TruthFlow, derive_generator
+from mgmae_cli.interfaces import TruthFlow
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.masking.motion import MotionMask
 from mgmae_cli.masking.tube import TubeMask
 from mgmae_cli.motion.dis import DisFlow
 from mgmae_cli.motion.figures import end_point_error
 from mgmae_cli.motion.truth import TruthFlowEstimator
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.settings import Settings
 from mgmae_cli.video.dataset import ClipDataset
 

@@ -14,9 +14,10 @@ from mgmae_cli.diagnose.reconstruct import reconstruct
 from mgmae_cli.engine.checkpoint import read_checkpoint
 from mgmae_cli.engine.pretrain import clip_spec
 from mgmae_cli.errors import CheckpointError, ConfigError, MgmaeError
-from mgmae_cli.interfaces import FlowRequest, TruthFlow, derive_generator
+from mgmae_cli.interfaces import FlowRequest, TruthFlow
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.settings import Settings, grid_of
 from mgmae_cli.video.dataset import ClipDataset
 

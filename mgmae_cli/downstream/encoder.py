@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.errors import CheckpointError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.classifier import VideoClassifier
 from mgmae_cli.model.encoder import VideoEncoder
-from mgmae_cli.model.formats_read import load_payload, read_weights, weights_from
+from mgmae_cli.model.formats_read import chosen_checkpoint, load_payload, read_weights, weights_from
 from mgmae_cli.model.loading import as_encoder, load_into
 from mgmae_cli.model.videomae import SIZES
 from mgmae_cli.model.weights import Geometry, Weights, build
@@ -96,15 +95,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint or run folder")
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        return path
-    if (folder / "best.pt").is_file():
-        return folder / "best.pt"
-    saved = CheckpointFolder(folder).all()
-    if not saved:
-        raise CheckpointError(f"{path}: a run folder without a checkpoint; the run has not saved one yet")
-    return saved[-1][1]
+    return chosen_checkpoint(path) if (path / "checkpoints").is_dir() else path
 
 
 def load_encoder(path: Path) -> LoadedEncoder:

@@ -27,7 +27,6 @@ from mgmae_cli.downstream.predict import predict, views_story
 from mgmae_cli.downstream.settings import (
     Resolved,
     checkpoint_of,
-    given_layers,
     open_train,
     resolve_config,
     view_spec,
@@ -40,6 +39,7 @@ from mgmae_cli.engine.run_folder import replace_text
 from mgmae_cli.errors import ConfigError, RunError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.registry import Registry
+from mgmae_cli.settings import given_layers
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from mgmae_cli.downstream.predict import full_name, refuse_bad
 from mgmae_cli.downstream.settings import (
     Resolved,
     checkpoint_of,
-    given_layers,
     open_train,
     resolve_config,
     view_spec,
@@ -41,6 +40,7 @@ from mgmae_cli.errors import ConfigError, RunError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.interfaces import ClipSource
 from mgmae_cli.registry import Registry
+from mgmae_cli.settings import given_layers
 from mgmae_cli.video.loader import auto_workers
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ from mgmae_cli.downstream.settings import open_train, open_val, view_spec
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, run_job
-from mgmae_cli.engine.run_folder import read_metrics
+from mgmae_cli.engine.run_folder import new_run_path, read_metrics
 from mgmae_cli.engine.trainer import Plan, Validation
-from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.model.classifier import VideoClassifier
 from mgmae_cli.model.formats_read import GEOMETRY
 from mgmae_cli.model.loading import load_into
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.crop import min_side
 from mgmae_cli.video.dataset import ClipDataset, ClipSpec, Cropper
 from mgmae_cli.video.loader import Batch
@@ -100,7 +99,7 @@ def finetune(
     config = settings.config
     place = distributed.find_place(config.run.device, config.run.precision)
     try:
-        out = resume or config.run.out or Path("runs") / f"finetune-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        out = resume or config.run.out or new_run_path(f"finetune-{config.model.name}")
         run = config.run.model_copy(update={"out": out, "precision": place.precision})
         config = config.model_copy(update={"run": run})
         settings = replace(settings, resolved=replace(settings.resolved, config=config))

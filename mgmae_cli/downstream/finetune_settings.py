@@ -10,7 +10,7 @@ from mgmae_cli.config import Layer
 from mgmae_cli.downstream.augment import policy_problem
 from mgmae_cli.downstream.config import FinetuneConfig
 from mgmae_cli.downstream.encoder import LoadedEncoder, load_encoder, size_name
-from mgmae_cli.downstream.settings import Resolved, checkpoint_of, given_layers, resolve_config
+from mgmae_cli.downstream.settings import Resolved, checkpoint_of, resolve_config
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.run import resumed_layers
 from mgmae_cli.errors import ConfigError
@@ -18,6 +18,7 @@ from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.formats_read import GEOMETRY
 from mgmae_cli.model.weights import Geometry
 from mgmae_cli.registry import Registry
+from mgmae_cli.settings import given_layers
 
 _DEFAULTS = Layer("defaults", {"train.epochs": 30})
 

@@ -29,7 +29,6 @@ from mgmae_cli.downstream.predict import full_name, refuse_bad
 from mgmae_cli.downstream.settings import (
     Resolved,
     checkpoint_of,
-    given_layers,
     open_train,
     open_val,
     resolve_config,
@@ -46,6 +45,7 @@ from mgmae_cli.engine.run_folder import replace_text
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.registry import Registry
+from mgmae_cli.settings import given_layers
 from mgmae_cli.video.loader import auto_workers
 
 

@@ -10,7 +10,7 @@ from typing import Any, Generic
 from rich.console import Console
 from rich.progress import track
 
-from mgmae_cli.config import Config, Layer, ReadConfig, build, merge, nest, recipe_layer, set_layer
+from mgmae_cli.config import Config, Layer, ReadConfig, build, merge, nest
 from mgmae_cli.downstream.config import ReadViews, ValConfig
 from mgmae_cli.downstream.views import ViewSpec
 from mgmae_cli.errors import ConfigError, DataError
@@ -53,13 +53,6 @@ class Resolved(Generic[Config]):
     def problem(self, text: str) -> ConfigError:
         """Return an error that starts with a key as one that says where the key was set."""
         return ConfigError(with_origin(text, self.origins))
-
-
-def given_layers(recipe: Path | None, flags: Layer | None, assignments: Sequence[str]) -> list[Layer]:
-    """Return the layers that a user gave, the lowest first."""
-    layers = [recipe_layer(recipe)] if recipe else []
-    layers += [flags] if flags else []
-    return layers + ([set_layer(assignments)] if assignments else [])
 
 
 def checkpoint_of(layers: Sequence[Layer], command: str) -> Path:

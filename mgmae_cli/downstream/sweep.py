@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mgmae_cli.downstream.data import inner_split
 from mgmae_cli.downstream.heads import Array, AttentiveHead, LinearHead, head_scores, train_head
-from mgmae_cli.interfaces import derive_generator
+from mgmae_cli.seeds import derive_generator
 
 # Learning rates, weight decays and epochs, when nobody says.
 SWEEPS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...], int]] = {

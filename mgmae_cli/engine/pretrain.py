@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -19,12 +17,13 @@ from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.optim import decay_groups
 from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, resumed_layers, run_job
+from mgmae_cli.engine.run_folder import new_run_path
 from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.engine.trainer import Plan
-from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
 from mgmae_cli.registry import Registry
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.settings import Settings, resolve_layers
 from mgmae_cli.video.crop import min_side
 from mgmae_cli.video.dataset import ClipDataset, ClipSpec, Cropper
@@ -138,9 +137,7 @@ def resumed_settings(
 
 def default_out(config: RunConfig) -> Path:
     """Return a new folder's name: runs/<mask>-<model>-<date>-<time>, with a number if that is taken."""
-    name = f"{config.mask.name}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
-    return next(path for path in names if not path.exists())
+    return new_run_path(f"{config.mask.name}-{config.model.name}")
 
 
 def clip_spec(config: RunConfig) -> ClipSpec:

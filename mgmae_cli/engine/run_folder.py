@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,13 @@ class Scalars:
             yield
         except OSError as error:
             raise RunError(f"{self.path}: can't be written: {_reason(error)}") from error
+
+
+def new_run_path(name: str) -> Path:
+    """Return runs/<name>-<date>-<time>, with a number if that is taken; nothing is made."""
+    stamped = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    paths = (Path("runs") / (stamped if number == 1 else f"{stamped}-{number}") for number in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgmae_cli.engine.distributed import Place
-from mgmae_cli.interfaces import derive_generator
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.tokens import gather_tokens, pixel_targets, running_cell_tokens, split_tokens
 from mgmae_cli.model.videomae import pretrain_loss
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.loader import Batch
 
 _DEVICE_MASK, _CELL, _GLOBAL = 101, 102, 106  # what a derived generator is for

@@ -43,7 +43,7 @@ def read_weights(path: Path, heads: Heads = (None, None)) -> Weights:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         if path.is_dir() and (path / "checkpoints").is_dir():
-            return read_weights(_newest(path), heads)
+            return read_weights(chosen_checkpoint(path), heads)
         if path.is_dir():
             return _read_folder(path, heads)
         config = path.parent / "config.json"
@@ -189,11 +189,18 @@ def _geometry_from_run(payload: Mapping[str, Any], state: Mapping[str, Tensor], 
     return Geometry(grid, geometry.size, final_norm=geometry.final_norm, num_classes=geometry.num_classes)
 
 
-def _newest(run: Path) -> Path:
-    """Return a run's `best.pt`, or its checkpoint with most steps."""
-    found = sorted((run / "checkpoints").glob("best.pt")) or sorted((run / "checkpoints").glob("step-*.pt"))
+def chosen_checkpoint(run: Path) -> Path:
+    """Return a run folder's `best.pt`, or its checkpoint with most steps.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    best = run / "checkpoints" / "best.pt"
+    if best.is_file():
+        return best
+    found = sorted((run / "checkpoints").glob("step-*.pt"), key=lambda path: (len(path.name), path.name))
     if not found:
-        raise CheckpointError(f"{run}: a run folder without a checkpoint in checkpoints/")
+        raise CheckpointError(f"{run}: a run folder without a checkpoint; the run has not saved one yet")
     return found[-1]
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mgmae_cli.errors import DataError, MgmaeError, PluginError, UnreadableClip
-from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, TruthFlow, derive_generator
+from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, TruthFlow
 from mgmae_cli.masking.masker import Masker
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.crop import CropPolicy, Size, apply_crop, draw_crop
 
 _TIME, _CROP, _MASK, _REPLACE = range(4)  # what a derived generator is for

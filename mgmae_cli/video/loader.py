@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from mgmae_cli.errors import DataError, MgmaeError
-from mgmae_cli.interfaces import TruthFlow, derive_generator
+from mgmae_cli.interfaces import TruthFlow
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.dataset import ClipDataset, Key, Sample
 
 _ORDER = 4  # what a derived generator is for; other numbers are the samples'

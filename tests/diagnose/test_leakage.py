@@ -11,12 +11,13 @@ from torch import Tensor
 from mgmae_cli.diagnose.leakage import MaskFigures, flow_figures, hole_share, leaked_share, mask_figures
 from mgmae_cli.diagnose.tracks import ClipMotion, Tracks, follow
 from mgmae_cli.grid import ClipGrid
-from mgmae_cli.interfaces import ClipRequest, DataLocation, MaskInputs, MaskStrategy, TruthFlow, derive_generator
+from mgmae_cli.interfaces import ClipRequest, DataLocation, MaskInputs, MaskStrategy, TruthFlow
 from mgmae_cli.masking.contract import ShiftFlow, mask_inputs
 from mgmae_cli.masking.motion import MotionMask
 from mgmae_cli.masking.random import RandomMask
 from mgmae_cli.masking.tube import TubeMask
 from mgmae_cli.motion.truth import TruthFlowEstimator
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.shapes import ShapesSource
 
 

@@ -17,7 +17,7 @@ from mgmae_cli.engine.run_folder import RunFolder
 from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.engine.trainer import Trainer
 from mgmae_cli.errors import DataError, PluginError, RunError
-from mgmae_cli.interfaces import derive_generator
+from mgmae_cli.seeds import derive_generator
 from tests.engine.conftest import micro_settings, read_losses, read_metrics, resume_micro, run_micro, saved, saved_steps
 
 

@@ -18,7 +18,7 @@ from mgmae_cli.config import RunConfig
 from mgmae_cli.errors import CheckpointError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.classifier import VideoClassifier
-from mgmae_cli.model.formats_read import read_weights, weights_from
+from mgmae_cli.model.formats_read import chosen_checkpoint, read_weights, weights_from
 from mgmae_cli.model.formats_write import Format, write_weights
 from mgmae_cli.model.loading import as_encoder, build_encoder, build_model, build_pretrained
 from mgmae_cli.model.tokens import position_table, split_tokens
@@ -391,3 +391,12 @@ def test_geometry_survives_json_and_nonsense_is_refused() -> None:
     for nonsense in ({}, {"grid": 1, "size": 2}, {**geometry.to_dict(), "colour": 1}):
         with pytest.raises(CheckpointError, match="geometry in the file is not understood"):
             Geometry.from_dict(nonsense)
+
+
+def test_a_run_folder_means_its_best_checkpoint_or_the_one_with_most_steps(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("step-999999.pt", "step-1000000.pt"):
+        (tmp_path / "checkpoints" / name).touch()
+    assert chosen_checkpoint(tmp_path).name == "step-1000000.pt"
+    (tmp_path / "checkpoints" / "best.pt").touch()
+    assert chosen_checkpoint(tmp_path).name == "best.pt"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mgmae_cli.errors import DataError
-from mgmae_cli.interfaces import derive_generator
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.crop import Crop, CropPolicy, apply_crop, draw_crop, min_side, three_crops
 
 POLICIES: tuple[CropPolicy, ...] = ("multi_scale", "random_resized", "center")

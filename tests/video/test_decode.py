@@ -256,7 +256,8 @@ _READ_ALL = """
 import json, sys
 from pathlib import Path
 from mgmae_cli.errors import UnreadableClip
-from mgmae_cli.interfaces import ClipRequest, derive_generator
+from mgmae_cli.interfaces import ClipRequest
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.decode import read_clip
 from mgmae_cli.video.sampling import frame_indices
 decoder, *names = sys.argv[1:]

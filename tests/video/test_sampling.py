@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mgmae_cli.errors import UnreadableClip
-from mgmae_cli.interfaces import ClipRequest, derive_generator
+from mgmae_cli.interfaces import ClipRequest
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.sampling import frame_indices
 
 

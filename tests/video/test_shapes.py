@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgmae_cli.errors import UnreadableClip
-from mgmae_cli.interfaces import Clip, ClipRequest, DataLocation, TruthFlow, derive_generator
+from mgmae_cli.interfaces import Clip, ClipRequest, DataLocation, TruthFlow
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.shapes import ShapesSource
 from mgmae_cli.video.shapes_render import render, truth_flow
 from mgmae_cli.video.shapes_scene import MOTIONS, SPRITE_REACH, Look, Motion, Scene, Sprite, draw_scene

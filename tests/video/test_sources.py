@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mgmae_cli.errors import DataError, UnreadableClip
-from mgmae_cli.interfaces import ClipRequest, ClipSource, DataLocation, derive_generator
+from mgmae_cli.interfaces import ClipRequest, ClipSource, DataLocation
+from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video import plugin
 from mgmae_cli.video.sources import FileSource, FolderSource, ListSource, VideoSource
 
