@@ -50,7 +50,7 @@ def pretrain(
 
       mgmae pretrain --mask motion --data videos/ --model small --epochs 100
 
-      mgmae pretrain recipes/pretrain/ssv2_vit_b.yaml --data train.csv --device cuda
+      mgmae pretrain recipes/pretrain/mgmae_vit_b_ssv2.yaml --data train.csv --device cuda
 
       mgmae pretrain --resume runs/motion-tiny-20260101-120000
     """
