@@ -5,6 +5,7 @@ Pre-training and fine-tuning describe what is particular to them in a `Job`; eve
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -219,8 +220,10 @@ def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:
     if place.ranks == 1:
         return model
     devices = [place.device.index] if place.device.type == "cuda" else None
-    # buffers are constant tables: not worth sending at every step
-    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # buffers are constant tables: not worth sending at every step; newer torch has another name for that
+    known = inspect.signature(DistributedDataParallel).parameters
+    unsent: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True, **unsent)
 
 
 def make_plan(

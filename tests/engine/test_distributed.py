@@ -174,7 +174,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
         place |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), ports],
+                [sys.executable, "-W", "error::FutureWarning", "-c", SCRIPT, str(folder), ports],
                 env={**os.environ, **{name: str(value) for name, value in place.items()}},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
