@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.encoder import VideoEncoder
-from mgmae_cli.model.videomae import ViTSize, preset
+from mgmae_cli.model.videomae import ViTSize
 
 
 class VideoClassifier(VideoEncoder):
@@ -81,32 +81,3 @@ class VideoClassifier(VideoEncoder):
                     nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.head.weight.mul_(head_scale)
-
-
-def build_classifier(
-    name: str,
-    grid: ClipGrid,
-    num_classes: int,
-    seed: int,
-    drop_path: float = 0.0,
-    head_dropout: float = 0.0,
-    head_scale: float = 0.001,
-    checkpointing: bool = False,
-) -> VideoClassifier:
-    """Return a preset classifier with weights that depend on `seed` alone; torch's global generator is left as it was.
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    size = preset(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return VideoClassifier(
-            grid,
-            size,
-            num_classes,
-            drop_path=drop_path,
-            head_dropout=head_dropout,
-            head_scale=head_scale,
-            checkpointing=checkpointing,
-        )

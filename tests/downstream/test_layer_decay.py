@@ -8,7 +8,8 @@ import torch
 from mgmae_cli.downstream.layer_decay import layer_decay_groups
 from mgmae_cli.engine.optim import set_lr
 from mgmae_cli.grid import ClipGrid
-from mgmae_cli.model.classifier import VideoClassifier, build_classifier
+from mgmae_cli.model.classifier import VideoClassifier
+from mgmae_cli.model.videomae import SIZES
 
 GRID = ClipGrid(4, 16, 16, 2, 8)
 
@@ -25,7 +26,7 @@ def published_scale(name: str, depth: int, decay: float) -> float:
 
 @pytest.fixture(scope="module")
 def model() -> VideoClassifier:
-    return build_classifier("tiny", GRID, 3, seed=0)
+    return VideoClassifier(GRID, SIZES["tiny"], 3)
 
 
 @pytest.mark.parametrize("decay", [0.65, 0.75, 1.0])
@@ -55,7 +56,7 @@ def test_biases_and_norms_have_no_weight_decay(model: VideoClassifier) -> None:
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    model = build_classifier("tiny", GRID, 3, seed=0)
+    model = VideoClassifier(GRID, SIZES["tiny"], 3)
     model.patch_embed.requires_grad_(False)
     groups = layer_decay_groups(model, 6, 0.05, 0.75)
     assert min(group["lr_scale"] for group in groups) == pytest.approx(0.75**6)
