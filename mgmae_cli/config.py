@@ -124,6 +124,42 @@ class RunSection(PlaceSection):
     pictures: bool = Field(True, description="draw the loss curve and reconstructions at the end")
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class HealthConfig(Section):
+    """When a pre-training run warns that something looks wrong; null turns that warning off.
+
+    `mgmae_cli.diagnose.health` says how each figure is measured.
+    """
+
+    every: int = Field(100, ge=1, description="steps from one look at flow and masks to the next")
+    clips: int = Field(4, ge=1, description="clips of a batch that such a look judges")
+    max_look_time: Share = Field(0.01, description="share of the time that looks may take; the first look is free")
+    min_mask_ratio: Share | None = Field(0.75, description="share of masked tokens")
+    max_slot_spread: float | None = Field(
+        0.75, ge=0, description="deviation of the number of visible tokens between slots, as a share of its mean"
+    )
+    min_life: Share | None = Field(
+        0.2, description="time that visible content stays visible, as a share of the time that it can be followed"
+    )
+    max_leak: Share | None = Field(0.4, description="share of masked tokens whose content another slot shows")
+    max_flow_error: float | None = Field(
+        0.9, ge=0, description="colour difference along the flow, as a share of that without any motion"
+    )
+    max_flow_lost: Share | None = Field(
+        0.6, description="share of places where forward and backward flow disagree, or leave the frame"
+    )
+    max_data_wait: Share | None = Field(0.3, description="share of the time spent waiting for clips and their masks")
+    max_mask_time: Share | None = Field(
+        0.5, description="share of the time spent on masks and flow, where the training device draws them"
+    )
+    max_loss_rise: float | None = Field(0.1, ge=0, description="rise of the loss above its lowest, as a share of that")
+    max_loss: float | None = Field(
+        0.98, gt=0, description="loss in the second half, as a share of that of guessing each token's mean colour"
+    )
+
+
 class RunConfig(Section):
     """All settings of a pre-training run."""
 
@@ -134,6 +170,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     run: RunSection = RunSection()
+    health: HealthConfig = HealthConfig()
 
 
 Config = TypeVar("Config", bound=BaseModel)

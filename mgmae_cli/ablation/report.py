@@ -14,10 +14,11 @@ from mgmae_cli.ablation.evaluate import METRICS
 from mgmae_cli.ablation.grid import Cell
 from mgmae_cli.ablation.plots import curves_png, figures_png, trade_off_png
 from mgmae_cli.ablation.recipe import Ablation
+from mgmae_cli.ablation.run_page import warning_lines
 from mgmae_cli.ablation.state import Run
 from mgmae_cli.ablation.table import Results, as_csv, as_json, collect, difference_text, mean_text
 from mgmae_cli.config import dump
-from mgmae_cli.engine.run_folder import describe_environment, replace_text
+from mgmae_cli.engine.run_folder import describe_environment, read_metrics, replace_text
 from mgmae_cli.errors import MgmaeError, RunError
 
 _PICTURED = 12  # cells whose masks are drawn
@@ -54,7 +55,7 @@ def write_report(
     for name, png in pictures.items():
         if png is not None:
             _write_bytes(out / f"{name}.png", png)
-    replace_text(out / "report.html", _html(ablation, cells, results, environment, pictures))
+    replace_text(out / "report.html", _html(ablation, cells, runs, results, environment, pictures))
     return results
 
 
@@ -99,6 +100,7 @@ def _same_clip(one: Cell, other: Cell) -> bool:
 def _html(
     ablation: Ablation,
     cells: Sequence[Cell],
+    runs: Sequence[Run],
     results: Results,
     environment: dict[str, Any],
     pictures: dict[str, bytes | None],
@@ -113,6 +115,7 @@ def _html(
         _table(results),
         _failures(results),
         _legend(results),
+        _warnings(runs),
     ]
     headings = {"figures": "Figures by cell", "trade_off": "Trade-off", "curves": "Curves"}
     captions = {
@@ -203,6 +206,20 @@ def _failures(results: Results) -> str:
         for seed, error in row.failed.items()
     ]
     return f'<ul class="failed">{"".join(lines)}</ul>' if lines else ""
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    """List the warnings of pre-training: each kind once a cell, as its first seed gave it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if (run.run_folder / "metrics.jsonl").exists():
+            for kind, line in warning_lines(read_metrics(run.run_folder)).items():
+                found.setdefault((run.cell, kind), []).append(line)
+    lines = [
+        f"<li><b>{escape(cell)}</b>, {len(of_seeds)} seeds: {escape(of_seeds[0])}</li>"
+        for (cell, _), of_seeds in found.items()
+    ]
+    return f'<div class="box"><b>Warnings of the runs</b><ul>{"".join(lines)}</ul></div>' if lines else ""
 
 
 def _legend(results: Results) -> str:

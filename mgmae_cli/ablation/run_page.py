@@ -34,6 +34,9 @@ def write_run_page(run: Path, out: Path | None = None) -> Path:
             "<h2>Training</h2>",
             page.picture(_curves_png(losses), "Loss, speed, and time spent waiting for data."),
         ]
+    looks = [record for record in losses if "health" in record]
+    if looks:
+        parts += ["<h2>Health</h2>", _looks(looks)]
     for name, title in (("reconstruction.png", "Reconstructions"), ("curves.png", "Validation")):
         if (run / name).is_file():
             parts += [f"<h2>{title}</h2>", page.picture((run / name).read_bytes())]
@@ -64,12 +67,34 @@ def _facts(losses: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
     ]
 
 
+def warning_lines(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return one line for each kind of warning in a run's metrics: when it was given, and its last text."""
+    by_kind: dict[str, list[tuple[int, str]]] = {}
+    for record in records:
+        for kind, text in record.get("warnings", {}).items():
+            by_kind.setdefault(kind, []).append((record["step"], text))
+    lines = {}
+    for kind, found in by_kind.items():
+        (first, _), (last, text) = found[0], found[-1]
+        steps = f"step {first}" if len(found) == 1 else f"steps {first} to {last}, {len(found)} times"
+        lines[kind] = f"{steps}: {text}"
+    return lines
+
+
 def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
-    found = [(record["step"], text) for record in records for text in record.get("warnings", [])]
-    if not found:
-        return ""
-    lines = "".join(f"<li>step {step}: {escape(text)}</li>" for step, text in found)
-    return f'<div class="box"><b>Warnings</b><ul>{lines}</ul></div>'
+    lines = "".join(f"<li>{escape(line)}</li>" for line in warning_lines(records).values())
+    return f'<div class="box"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
+
+
+def _looks(looks: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of what looks at flow and masks found: the first, the last, and how many there were."""
+    shown = looks[:1] if len(looks) == 1 else [looks[0], looks[-1]]
+    rows = [
+        [name, *[f"{look['health'][name]:.3f}" if name in look["health"] else "-" for look in shown]]
+        for name in dict.fromkeys(name for look in shown for name in look["health"])
+    ]
+    said = f"{len(looks)} looks at some clips of a batch; settings and thresholds: section health below."
+    return page.table(["figure", *[f"step {look['step']}" for look in shown]], rows) + f'<p class="note">{said}</p>'
 
 
 def _curves_png(losses: Sequence[Mapping[str, Any]]) -> bytes:
@@ -87,6 +112,8 @@ def _curves_png(losses: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def summary(run: Path) -> str:
-    """Return a run's facts as lines."""
-    losses = [record for record in read_metrics(run) if "loss" in record]
-    return "\n".join(f"{name}: {value}" for name, value in _facts(losses))
+    """Return a run's facts and warnings as lines."""
+    records = read_metrics(run)
+    losses = [record for record in records if "loss" in record]
+    facts = [f"{name}: {value}" for name, value in _facts(losses)]
+    return "\n".join([*facts, *[f"warning: {line}" for line in warning_lines(records).values()]])

@@ -29,8 +29,8 @@ from mgmae_cli.config import flatten
 from mgmae_cli.engine.run_folder import replace_text
 from mgmae_cli.errors import RunError
 
-# Settings that decide where and how fast a run runs, and not what it computes.
-_ELSEWHERE = ("run.", "data.workers")
+# Settings that decide where and how fast a run runs, or when it warns, and not what it computes.
+_ELSEWHERE = ("run.", "health.", "data.workers")
 _COMPUTING = ("run.precision", "run.compile", "run.log_every")
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from mgmae_cli.ablation.evaluate import NEED_TRAINING, Finished, run_evaluation
 from mgmae_cli.ablation.state import Run, locked, write_json
 from mgmae_cli.config import Layer, flatten
+from mgmae_cli.diagnose.health import HealthMonitor
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.pretrain import pretrain, resumed_settings
 from mgmae_cli.errors import Interrupted, MgmaeError
@@ -109,10 +110,10 @@ def _pretrain(run: Run, settings: Settings, workers: int | None, console: Consol
         return settings
     if length is None:
         shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
-        pretrain(settings, console=console)
+        pretrain(settings, console=console, make_monitor=HealthMonitor)
     else:
         extra = Layer("ablation", {"data.workers": settings.config.data.workers})
-        pretrain(resumed_settings(folder, extra), folder, console)
+        pretrain(resumed_settings(folder, extra), folder, console, HealthMonitor)
     (run.folder / "trained").touch()
     return settings
 

@@ -56,6 +56,7 @@ def pretrain(
     """
     from mgmae_cli.config import set_layer
     from mgmae_cli.diagnose.after_run import finish
+    from mgmae_cli.diagnose.health import HealthMonitor
     from mgmae_cli.engine import pretrain as engine
     from mgmae_cli.errors import ConfigError
     from mgmae_cli.settings import resolve
@@ -67,6 +68,6 @@ def pretrain(
         settings = engine.resumed_settings(resume, layer, set_layer(assignments or []))
     else:
         settings = resolve(recipe, layer, assignments or [])
-    result = engine.pretrain(settings, resume)
+    result = engine.pretrain(settings, resume, make_monitor=HealthMonitor)
     if result is not None:
         finish(result)

@@ -7,14 +7,17 @@ the official code counts videos, not clips, where samples are repeated.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 
 from mgmae_cli.config import Layer, RunConfig
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import Place
+from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import decay_groups
 from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, resumed_layers, run_job
 from mgmae_cli.engine.run_folder import new_run_path
@@ -30,6 +33,9 @@ from mgmae_cli.video.dataset import ClipDataset, ClipSpec, Cropper
 
 _WEIGHTS = 103  # what a derived seed is for
 
+# Given a run's config, masker, place and number of steps. It lives above the engine, so that the engine is handed it.
+MakeMonitor: TypeAlias = Callable[[RunConfig, Masker, Place, int], Monitor]
+
 
 @dataclass(frozen=True)
 class PretrainResult:
@@ -44,13 +50,20 @@ class PretrainResult:
     seconds: float
 
 
-def pretrain(settings: Settings, resume: Path | None = None, console: Console | None = None) -> PretrainResult | None:
+def pretrain(
+    settings: Settings,
+    resume: Path | None = None,
+    console: Console | None = None,
+    make_monitor: MakeMonitor | None = None,
+) -> PretrainResult | None:
     """Pre-train as the settings say.
 
     Args:
         settings: from `resolve`, or `resumed_settings` where a run goes on.
         resume: the folder of the run to go on with.
         console: where progress is shown; None: standard error.
+        make_monitor: `mgmae_cli.diagnose.health.HealthMonitor`, which does what the section `health` says; None: no
+            warnings.
 
     Returns:
         The result on the main rank, None on others.
@@ -68,6 +81,8 @@ def pretrain(settings: Settings, resume: Path | None = None, console: Console | 
         settings = replace(settings, config=config.model_copy(update={"run": run}))
         masker = settings.make_masker()
         job, model = pretrain_job(settings, masker, place)
+        if make_monitor is not None:
+            job = replace(job, monitor=make_monitor(settings.config, masker, place, job.plan.steps))
         run_job(job, place, out, resume is not None, console)
         if not place.is_main:
             return None

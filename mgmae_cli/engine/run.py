@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mgmae_cli.config import Layer, RunConfig, RunSection, build, dump, flatten, merge, recipe_layer
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place, together
+from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import Schedule, make_adamw
 from mgmae_cli.engine.progress import Reporter, settings_table
 from mgmae_cli.engine.run_folder import RunFolder, Scalars, describe_environment
@@ -54,6 +55,7 @@ class Job:
         validation: measured now and then, or None.
         extra_state, load_extra: more to save and restore, such as averaged weights.
         after_step: called after each change of the weights.
+        monitor: looks for what seems wrong as the run goes, or None.
         rerun: the command that starts another such run from config.yaml.
     """
 
@@ -76,6 +78,7 @@ class Job:
     extra_state: Callable[[], Mapping[str, Any]] = dict
     load_extra: Callable[[Mapping[str, Any]], None] = field(default=lambda payload: None)
     after_step: Callable[[], None] | None = None
+    monitor: Monitor | None = None
     rerun: str = "mgmae pretrain config.yaml"
 
 
@@ -135,6 +138,7 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
             writer=writer,
             validation=job.validation,
             after_step=job.after_step,
+            monitor=job.monitor if place.is_main else None,
             step=start.step,
             bad=dict(start.bad),
             window=list(start.window),
@@ -208,6 +212,8 @@ def resumed_layers(run: Path, extra: Sequence[Layer], model: type[BaseModel] = R
 
 def _may_change(key: str) -> bool:
     """Return whether a resumed run may take another value; `_restore` sees to it that a step holds as many clips."""
+    if key.startswith("health."):
+        return True
     if key.startswith("run."):
         return key not in ("run.out", "run.precision")
     return key in ("data.workers", "train.batch_size", "train.accumulate")

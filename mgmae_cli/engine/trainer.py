@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place, any_rank, gather, mean_over_ranks, together
+from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import Schedule, set_lr
 from mgmae_cli.engine.progress import Reporter
 from mgmae_cli.engine.run_folder import RunFolder, Scalars
@@ -82,6 +83,7 @@ class Trainer:
         checkpoints, folder, reporter, writer: where it is saved and shown; None on other ranks than the first.
         validation: measured now and then; the best weights are kept beside the last.
         after_step: called after each change of the weights.
+        monitor: looks for what seems wrong, on the main rank; None: nobody does.
         step: steps already done.
         bad: unreadable videos met so far, with reasons.
         window: losses read since the last log line, means over ranks.
@@ -101,6 +103,7 @@ class Trainer:
     writer: Scalars | None = None
     validation: Validation | None = None
     after_step: Callable[[], None] | None = None
+    monitor: Monitor | None = None
     step: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     window: list[float] = field(default_factory=list)
@@ -112,6 +115,9 @@ class Trainer:
         self._new_bad: dict[str, str] = {}
         self._window_steps = 0
         self._waited = 0.0
+        self._loader_seconds, self._mask_seconds = 0.0, 0.0
+        self._newest: Batch | None = None
+        self._warned: set[str] = set()
         self._window_start = time.perf_counter()
         self._last_save = time.monotonic()
         self._saved_step = self.step
@@ -152,6 +158,9 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(self.plan.accumulate)]
         self._waited += time.perf_counter() - start
         self._new_bad |= {name: reason for batch in micro_batches for name, reason in batch.bad}
+        self._loader_seconds += math.fsum(batch.seconds for batch in micro_batches)
+        self._mask_seconds += math.fsum(batch.mask_seconds for batch in micro_batches)
+        self._newest = micro_batches[-1]
         set_lr(self.optimizer, self.schedule(self.step))
         key = (self.seed, self.step)
         try:
@@ -196,21 +205,39 @@ class Trainer:
 
     def _log(self) -> None:
         seconds = time.perf_counter() - self._window_start
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step * self.plan.videos_per_step / self.plan.videos, 4),
             "loss": math.fsum(self.window) / len(self.window),
             "lr": self.schedule(self.step - 1),
             "clips_per_s": self._window_steps * self.plan.clips_per_step / seconds,
             "data_wait": self._waited / seconds,
+            "loader_masks": self._mask_seconds / self._loader_seconds if self._loader_seconds else 0.0,
             "skipped": len(self.bad),
         }
-        self._write(record, {f"train/{name}": record[name] for name in ("loss", "lr", "clips_per_s", "data_wait")})
+        self._look(record)
+        scalars = {f"train/{name}": record[name] for name in ("loss", "lr", "clips_per_s", "data_wait")}
+        scalars |= {f"health/{name}": value for name, value in record.get("health", {}).items()}
+        self._write(record, scalars)
         if self.reporter is not None:
             self.reporter.show(record, (self.plan.steps - self.step) * seconds / self._window_steps)
         self.window.clear()
-        self._waited, self._window_steps = 0.0, 0
-        self._window_start = time.perf_counter()
+        self._waited, self._loader_seconds, self._mask_seconds, self._window_steps = 0.0, 0.0, 0.0, 0
+        self._window_start = time.perf_counter()  # what the monitor took is not counted as training time
+
+    def _look(self, record: dict[str, Any]) -> None:
+        """Add what the monitor finds to a record, and show warnings of a kind not shown yet."""
+        with together():
+            if self.monitor is None or self._newest is None:
+                return
+            found = self.monitor(record, self._newest)
+        record |= {"health": dict(found.figures)} if found.figures else {}
+        record |= {"warnings": dict(found.warnings)} if found.warnings else {}
+        if self.reporter is not None:
+            for kind, text in found.warnings.items():
+                if kind not in self._warned:
+                    self.reporter.say(f"warning: {text}", style="yellow")
+        self._warned |= set(found.warnings)
 
     def _write(self, record: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
         """Append to metrics.jsonl and to TensorBoard; where the main rank can't, all ranks stop."""

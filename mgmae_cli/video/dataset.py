@@ -9,6 +9,7 @@ does that silently, without limit, and in testing too (method notes, defect 9); 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -70,7 +71,7 @@ class ClipSpec:
 
 @dataclass
 class Sample:
-    """What one video became: `repeats` clips of it, and the unreadable videos met on the way."""
+    """What one video became: `repeats` clips of it, the unreadable videos met on the way, and the time it took."""
 
     clips: Tensor
     name: str
@@ -78,6 +79,8 @@ class Sample:
     masks: Tensor | None = None
     truth: TruthFlow | None = None
     bad: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    mask_seconds: float = 0.0
 
 
 class ClipDataset(Dataset[Sample | MgmaeError]):
@@ -98,10 +101,13 @@ class ClipDataset(Dataset[Sample | MgmaeError]):
         return len(self.source)
 
     def __getitem__(self, key: Key) -> Sample | MgmaeError:
+        start = time.perf_counter()
         try:
-            return self._read(*key)
+            sample = self._read(*key)
         except MgmaeError as error:
             return error
+        sample.seconds = time.perf_counter() - start
+        return sample
 
     def _read(self, epoch: int, video: int) -> Sample:
         bad: list[tuple[str, str]] = []
@@ -141,7 +147,7 @@ class ClipDataset(Dataset[Sample | MgmaeError]):
         return clip
 
     def _finish(self, clip: Clip, epoch: int, video: int, bad: list[tuple[str, str]]) -> Sample:
-        clips, masks = [], []
+        clips, masks, mask_seconds = [], [], 0.0
         truth = clip.truth if self.spec.keeps_frames else None
         for repeat in range(self.spec.repeats):
             try:
@@ -150,9 +156,19 @@ class ClipDataset(Dataset[Sample | MgmaeError]):
                 raise DataError(f"{clip.name}: {error}") from None
             clips.append(cropped.transpose(0, 1))
             if self.masker is not None and self.masker.stage == "worker":
+                start = time.perf_counter()
                 generator = derive_generator(self.seed, epoch, video, repeat, _MASK)
                 masks.append(self.masker(clips[-1][None], generator, truth)[0])
-        return Sample(torch.stack(clips), clip.name, clip.label, torch.stack(masks) if masks else None, truth, bad)
+                mask_seconds += time.perf_counter() - start
+        return Sample(
+            clips=torch.stack(clips),
+            name=clip.name,
+            label=clip.label,
+            masks=torch.stack(masks) if masks else None,
+            truth=truth,
+            bad=bad,
+            mask_seconds=mask_seconds,
+        )
 
 
 def check_clip(clip: object, source: ClipSource, video: int, frames: int) -> None:

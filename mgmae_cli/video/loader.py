@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class Batch:
         masks: (B, N) bool, or None where they are drawn on the device.
         truth: exact flow, where it is needed on the device.
         bad: (name, reason) of unreadable videos met.
+        seconds: what the loader took to make it, over all its processes.
+        mask_seconds: the part of them that masks and flow took.
     """
 
     clips: Tensor
@@ -45,6 +47,8 @@ class Batch:
     masks: Tensor | None = None
     truth: TruthFlow | None = None
     bad: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    mask_seconds: float = 0.0
 
     def pin_memory(self) -> Batch:
         """Pin what travels to a GPU; called by the DataLoader."""
@@ -54,13 +58,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; copies from pinned memory do not wait."""
-        return Batch(
-            self.clips.to(device, non_blocking=True),
-            self.names,
-            self.labels.to(device, non_blocking=True),
-            None if self.masks is None else self.masks.to(device, non_blocking=True),
-            None if self.truth is None else self.truth.to(device),
-            self.bad,
+        return replace(
+            self,
+            clips=self.clips.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
+            truth=None if self.truth is None else self.truth.to(device),
         )
 
 
@@ -81,6 +84,8 @@ def collate(samples: Sequence[Sample | MgmaeError]) -> Batch | MgmaeError:
         masks=torch.cat(masks) if masks else None,
         truth=TruthFlow.stack(truths) if truths and not masks else None,
         bad=[bad for sample in good for bad in sample.bad],
+        seconds=sum(sample.seconds for sample in good),
+        mask_seconds=sum(sample.mask_seconds for sample in good),
     )
 
 
