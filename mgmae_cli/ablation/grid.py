@@ -87,7 +87,7 @@ def _layers(ablation: Ablation, labels: Mapping[str, str]) -> list[Layer]:
         for axis, label in labels.items()
         if ablation.recipe.sweep[axis][label]
     ]
-    extra = [ablation.extra[label] for label in labels.values() if label in ablation.extra]
+    extra = [layer for label in labels.values() for layer in ablation.extra.get(label, [])]
     return [*ablation.base, *swept, *extra]
 
 

@@ -55,11 +55,17 @@ class Budget(Section):
 
     about: str = Field("", description="hardware, time, and whether it was measured")
     base: dict[str, Any] = Field(default_factory=dict, description="settings over those of the recipe's base")
+    cells: Axis = Field(default_factory=dict, description="label -> settings over those of the sweep")
     seeds: Seeds | None = Field(None, min_length=1, description="instead of the recipe's")
     evaluate: Evaluations | None = Field(None, description="instead of the recipe's")
 
     _seeds = field_validator("seeds", mode="before")(_read_seeds)
     _evaluate = field_validator("evaluate", mode="before")(_read_evaluations)
+
+    @field_validator("cells")
+    @classmethod
+    def _flatten_cells(cls, value: Axis) -> Axis:
+        return {label: dict(flatten(settings)) for label, settings in value.items()}
 
 
 class Recipe(Section):
@@ -82,6 +88,11 @@ class Recipe(Section):
 
     _seeds = field_validator("seeds", mode="before")(_read_seeds)
     _evaluate = field_validator("evaluate", mode="before")(_read_evaluations)
+
+    @property
+    def labels(self) -> set[str]:
+        """The labels of all axes."""
+        return {label for axis in self.sweep.values() for label in axis}
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -123,7 +134,7 @@ class Ablation:
         recipe: as read.
         budget: chosen one; None where the recipe has none.
         base: layers of settings of every cell, the lowest first.
-        extra: layers of cells with one of these labels, from `--set LABEL:KEY=VALUE`.
+        extra: label -> layers of the cells that have it: the budget's, then those of `--set LABEL:KEY=VALUE`.
         seeds, evaluate: those in force.
         text: of the file, for the report.
     """
@@ -132,7 +143,7 @@ class Ablation:
     recipe: Recipe
     budget: str | None
     base: list[Layer]
-    extra: Mapping[str, Layer]
+    extra: Mapping[str, Sequence[Layer]]
     seeds: tuple[int, ...]
     evaluate: Evaluations
     text: str
@@ -154,7 +165,10 @@ def load_ablation(
     recipe = read_recipe(path)
     chosen = _choose_budget(path, recipe, budget)
     preset = recipe.budgets[chosen] if chosen else Budget()  # type: ignore[index]
-    common, extra = _split_assignments(recipe, assignments)
+    common, by_label = _split_assignments(recipe, assignments)
+    extra = {label: [Layer(f"{path}: budgets.{chosen}.cells.{label}", given)] for label, given in preset.cells.items()}
+    for label, layer in by_label.items():
+        extra.setdefault(label, []).append(layer)
     base = [Layer(f"{path}: base", dict(flatten(recipe.base)))]
     if chosen:
         base.append(Layer(f"{path}: budgets.{chosen}.base", dict(flatten(preset.base))))
@@ -189,6 +203,12 @@ def read_recipe(path: Path) -> Recipe:
     if recipe.compare is not None and recipe.compare not in recipe.sweep:
         known = ", ".join(recipe.sweep)
         raise ConfigError(f"{path}: compare: {recipe.compare!r} is no axis of the sweep; use one of {known}")
+    labels = recipe.labels
+    for budget, preset in recipe.budgets.items():
+        for label in preset.cells:
+            if label not in labels:
+                hint = did_you_mean(label, labels)
+                raise ConfigError(f"{path}: budgets.{budget}.cells.{label}: no cell has that label{hint}")
     return recipe
 
 
@@ -204,7 +224,7 @@ def _choose_budget(path: Path, recipe: Recipe, budget: str | None) -> str | None
 
 def _split_assignments(recipe: Recipe, assignments: Sequence[str]) -> tuple[list[str], dict[str, Layer]]:
     """Tell assignments for all cells from those for cells with a label."""
-    labels = {label for axis in recipe.sweep.values() for label in axis}
+    labels = recipe.labels
     common: list[str] = []
     by_label: dict[str, list[str]] = {}
     for text in assignments:

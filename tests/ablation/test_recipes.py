@@ -1,0 +1,105 @@
+"""Every ablation recipe: expanded at every budget, and all its cells run for two steps at a tiny size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.optical_flow import raft_small
+
+from mgmae_cli.ablation.grid import expand
+from mgmae_cli.ablation.recipe import load_ablation
+from mgmae_cli.ablation.state import plan_runs, write_spec
+from mgmae_cli.ablation.work import do_run
+from mgmae_cli.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+CELLS = {
+    "as_published": 4,
+    "base_frame": 3,
+    "flow": 4,
+    "flow_iterations": 4,
+    "hole_filling": 3,
+    "mask_init": 3,
+    "mask_ratio": 4,
+    "masking": 3,
+    "robustness": 15,
+    "selection": 2,
+    "warp": 2,
+}
+TINY = (
+    "data.frames=4",
+    "data.options.clips=8",
+    "data.workers=0",
+    "model.decoder_depth=1",
+    "train.steps=2",
+    "train.batch_size=2",
+    "run.device=cpu",
+    "run.log_every=1",
+)
+
+
+@pytest.fixture(scope="module")
+def raft_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of RAFT weights as good as none: the trained ones are a download."""
+    path = tmp_path_factory.mktemp("raft") / "raft-small.pth"
+    torch.save(raft_small(weights=None).state_dict(), path)
+    return path
+
+
+def weights_of_raft(recipe: Path, weights: Path) -> list[str]:
+    label = {"flow": "raft:", "flow_iterations": ""}.get(recipe.stem)
+    return [] if label is None else [f"{label}flow.options.weights={weights}"]
+
+
+def test_there_is_a_recipe_for_each_question() -> None:
+    assert [recipe.stem for recipe in RECIPES] == list(CELLS)
+
+
+@pytest.mark.parametrize("budget", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str) -> None:
+    ablation = load_ablation(recipe, budget)
+    cells = expand(ablation)
+    assert len(cells) == CELLS[recipe.stem]
+    assert {cell.reference for cell in cells} <= {cell.name for cell in cells}
+    config = cells[0].settings.config
+    assert (config.model.name, config.data.height) == {
+        "cpu": ("tiny", 48),
+        "gpu": ("small", 64),
+        "paper": ("base", 224),
+    }[budget]
+    fewest = {"cpu": 5 if recipe.stem == "masking" else 3, "gpu": 3, "paper": 1}[budget]
+    assert len(ablation.seeds) >= fewest
+    assert "measured" in ablation.recipe.budgets[budget].about  # type: ignore[index]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs(recipe: Path, tmp_path: Path, raft_weights: Path) -> None:
+    loaded = load_ablation(recipe, "cpu", [*TINY, *weights_of_raft(recipe, raft_weights)], seeds=1)
+    ablation = replace(loaded, evaluate={"loss": {}, "leakage": {"clips": 1}})
+    cells = expand(ablation)
+    by_name = {cell.name: cell for cell in cells}
+    for run in plan_runs(tmp_path, cells, ablation.seeds):
+        write_spec(run, by_name[run.cell], ablation.evaluate, keep_checkpoints=False)
+        assert do_run(run.folder), run.state()
+        assert {"loss", "leak"} <= set(run.figures())
+
+
+def test_a_budget_may_change_cells_by_their_labels(tmp_path: Path) -> None:
+    text = "question: Which?\nsweep: {mask: {tube: {mask.name: tube}, motion: {mask.name: motion}}}\n"
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text + "budgets: {cpu: {cells: {motion: {mask: {options: {warp: forward}}}}}}\n")
+    tube, motion = expand(load_ablation(recipe))
+    assert motion.settings.config.mask.options["warp"] == "forward"
+    assert "warp" not in tube.settings.config.mask.options
+    again = expand(load_ablation(recipe, assignments=["motion:mask.options.warp=backward"]))[1]
+    assert again.settings.config.mask.options["warp"] == "backward"
+    recipe.write_text(text + "budgets: {cpu: {cells: {moton: {mask.ratio: 0.5}}}}\n")
+    with pytest.raises(
+        ConfigError, match=r"budgets\.cpu\.cells\.moton: no cell has that label \(did you mean 'motion'\?\)"
+    ):
+        load_ablation(recipe)
