@@ -24,7 +24,6 @@ from rich.console import Console
 from mgmae_cli.ablation.recipe import Evaluations
 from mgmae_cli.config import Layer, Section
 from mgmae_cli.diagnose.leakage_table import measure
-from mgmae_cli.diagnose.show import load_model
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.pretrain import clip_spec
 from mgmae_cli.engine.run_folder import read_metrics
@@ -33,6 +32,8 @@ from mgmae_cli.errors import ConfigError, MgmaeError, RunError
 from mgmae_cli.explain import explain
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.masking.tube import TubeMask
+from mgmae_cli.model.formats_read import read_weights
+from mgmae_cli.model.loading import build_pretrained
 from mgmae_cli.settings import Settings
 from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import Batch, collate
@@ -150,7 +151,7 @@ def _reconstruction(run: Finished, settings: Mapping[str, Any]) -> dict[str, flo
     options = _clips_options("reconstruction", settings)
     config = run.settings.config
     place = distributed.find_place(config.run.device, config.run.precision)
-    model = load_model(run.folder)[0].to(place.device)
+    model = build_pretrained(read_weights(run.folder))[0].eval().to(place.device)
     own = run.settings.make_masker()
     if own.estimator is not None:
         own.estimator.to(place.device)

@@ -11,6 +11,7 @@ from mgmae_cli.cli import flags
 
 if TYPE_CHECKING:
     from mgmae_cli.diagnose.show import Strategy
+    from mgmae_cli.model.weights import Weights
 
 app = typer.Typer(help="Look at masks, and measure what they leak, without training.", no_args_is_help=True)
 
@@ -39,7 +40,11 @@ def show(
     seed: flags.Seed = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="A run folder or checkpoint: adds its reconstruction.", show_default=False),
+        typer.Option(
+            "--checkpoint",
+            help="A checkpoint of any known format, or a run folder: adds its reconstruction.",
+            show_default=False,
+        ),
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="Write an animation instead of a sheet.")] = False,
     out: Annotated[
@@ -59,11 +64,18 @@ def show(
       mgmae mask show video.mp4 --mask motion --checkpoint runs/RUN --out reconstruction.png
     """
     from mgmae_cli.diagnose.pictures import animation, save_picture, sheet, slot_frames
-    from mgmae_cli.diagnose.show import load_model, show_masks
+    from mgmae_cli.diagnose.show import model_for, show_masks
+    from mgmae_cli.model.formats_read import read_weights
 
-    given = {**locals(), "data": source}
-    model, trained = load_model(checkpoint) if checkpoint is not None else (None, None)
-    strategies = [_strategy(text, given, trained, len(mask or []) > 1) for text in mask or ["motion"]]
+    given = {**locals(), "data": source, "checkpoint": None}  # here that is no setting of a run
+    weights = read_weights(checkpoint) if checkpoint is not None else None
+    strategies = [_strategy(text, given, weights, len(mask or []) > 1) for text in mask or ["motion"]]
+    model = None
+    if weights is not None:
+        typer.echo(f"read {weights.path}: {weights.describe()}")
+        model, notes = model_for(weights, strategies[0].settings.grid)
+        for note in notes:
+            typer.echo(f"note: {note}")
     name, rows = show_masks(strategies, index, model)
     path = out or Path("masks.gif" if gif else "masks.png")
     picture = animation(rows, name) if gif else sheet(rows, slot_frames(strategies[0].settings.grid), name)
@@ -118,9 +130,12 @@ def leakage(
         typer.echo(f"wrote {out}/leakage.csv and leakage.png")
 
 
-def _strategy(text: str, given: dict[str, Any], trained: dict[str, Any] | None, several: bool) -> Strategy:
-    """Resolve one `--mask NAME:option=value,...`; common flags go to the strategies that have such an option."""
-    from mgmae_cli.config import Layer, flatten, set_layer
+def _strategy(text: str, given: dict[str, Any], weights: Weights | None, several: bool) -> Strategy:
+    """Resolve one `--mask NAME:option=value,...`; common flags go to the strategies that have such an option.
+
+    Clips are those that `weights` were trained on, unless flags ask for others.
+    """
+    from mgmae_cli.config import Layer, set_layer
     from mgmae_cli.diagnose.show import Strategy
     from mgmae_cli.registry import default_registry
     from mgmae_cli.settings import resolve_layers
@@ -140,8 +155,8 @@ def _strategy(text: str, given: dict[str, Any], trained: dict[str, Any] | None, 
     layers = [Layer(common.origin, values, common.origins), set_layer(given["assignments"] or [])]
     if options:
         layers.append(set_layer([f"mask.options.{option}" for option in options.split(",")]))
-    if trained is not None:
-        shape = {"data.frames", "data.size", "data.stride"}
-        kept = {key: value for key, value in flatten(trained) if key in shape or key.startswith("model.")}
-        layers.append(Layer("--checkpoint", kept))
+    if weights is not None:
+        grid = weights.geometry.grid
+        tokens = {"model.tubelet": grid.tubelet, "model.patch": grid.patch}
+        layers.insert(0, Layer("--checkpoint", {**weights.reading(), **tokens}))
     return Strategy(text, resolve_layers(layers))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mgmae_cli.diagnose.pictures import Row, clip_row, flow_row, mask_row, visibility_row
 from mgmae_cli.diagnose.reconstruct import reconstruct
-from mgmae_cli.engine.checkpoint import read_checkpoint
 from mgmae_cli.engine.pretrain import clip_spec
-from mgmae_cli.errors import CheckpointError, ConfigError, MgmaeError
+from mgmae_cli.errors import ConfigError, MgmaeError
+from mgmae_cli.grid import ClipGrid
 from mgmae_cli.interfaces import FlowRequest, TruthFlow
 from mgmae_cli.masking.masker import Masker
-from mgmae_cli.model.videomae import VideoMAE, build_videomae
+from mgmae_cli.model.loading import build_pretrained
+from mgmae_cli.model.resize import resize_weights
+from mgmae_cli.model.videomae import VideoMAE
+from mgmae_cli.model.weights import Weights
 from mgmae_cli.seeds import derive_generator
-from mgmae_cli.settings import Settings, grid_of
+from mgmae_cli.settings import Settings
 from mgmae_cli.video.dataset import ClipDataset
 
 _SHOWN = 104  # what a derived generator is for
@@ -55,25 +57,14 @@ def show_masks(strategies: Sequence[Strategy], index: int = 0, model: VideoMAE |
     return name, rows
 
 
-def load_model(checkpoint: Path) -> tuple[VideoMAE, dict[str, object]]:
-    """Return the pre-training model of a checkpoint (a file, or a run folder's newest), and its config as a tree.
+def model_for(weights: Weights, grid: ClipGrid) -> tuple[VideoMAE, list[str]]:
+    """Return the pre-training model of weights for clips of a grid, in eval mode, and notes on what was changed to fit.
 
     Raises:
-        CheckpointError: missing, damaged, or not of pre-training.
+        CheckpointError: no pre-training model, or not to be fitted to the grid.
     """
-    from mgmae_cli.config import RunConfig
-    from mgmae_cli.engine.checkpoint import CheckpointFolder
-
-    if checkpoint.is_dir():
-        payload = CheckpointFolder(checkpoint / "checkpoints").newest()[0]
-    else:
-        payload = read_checkpoint(checkpoint)
-    if payload.get("kind") != "pretrain":
-        raise CheckpointError(f"{checkpoint}: holds no pre-training model, but one of mgmae {payload.get('kind')}")
-    config = RunConfig.model_validate(payload["config"])
-    model = build_videomae(config.model.name, grid_of(config), 0, config.model.decoder_depth)
-    model.load_state_dict(payload["model"])
-    return model.eval(), payload["config"]
+    model, notes = build_pretrained(resize_weights(weights, grid))
+    return model.eval(), notes
 
 
 def _read(settings: Settings, maskers: Sequence[Masker], index: int) -> tuple[str, Tensor, TruthFlow | None]:

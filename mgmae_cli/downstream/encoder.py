@@ -6,41 +6,50 @@ What a file is, `mgmae_cli.model.formats_read` finds out; how weights are fitted
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mgmae_cli.errors import CheckpointError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.classifier import VideoClassifier
 from mgmae_cli.model.encoder import VideoEncoder
-from mgmae_cli.model.formats_read import chosen_checkpoint, load_payload, read_weights, weights_from
+from mgmae_cli.model.formats_read import read_weights
 from mgmae_cli.model.loading import as_encoder, load_into
-from mgmae_cli.model.videomae import SIZES
+from mgmae_cli.model.videomae import preset_name
 from mgmae_cli.model.weights import Geometry, Weights, build
 
 
 @dataclass(frozen=True)
-class LoadedEncoder:
-    """An encoder read from a file.
+class Loaded:
+    """Weights read from a file.
 
     Args:
-        path: the file, or a folder of transformers.
-        weights: of kind "encoder".
-        reading: settings (dotted keys) of the clips that it was trained on, as far as they are known.
+        weights: with the path that they were read from.
     """
 
-    path: Path
     weights: Weights
-    reading: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The file, or a folder of transformers."""
+        assert self.weights.path is not None
+        return self.weights.path
 
     @property
     def geometry(self) -> Geometry:
         return self.weights.geometry
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Settings (dotted keys) of the clips of training, as far as they are known."""
+        return self.weights.reading()
+
+
+class LoadedEncoder(Loaded):
+    """An encoder read from a file; its weights are of kind "encoder"."""
 
     @property
     def name(self) -> str:
@@ -56,46 +65,13 @@ class LoadedEncoder:
         return found.hexdigest()
 
 
-@dataclass(frozen=True)
-class LoadedClassifier:
-    """A fine-tuned classifier read from a file.
+class LoadedClassifier(Loaded):
+    """A fine-tuned classifier read from a file; its weights are of kind "classifier"."""
 
-    Args:
-        path: the file, or a folder of transformers.
-        weights: of kind "classifier".
-        averaged: the averaged weights, where the run kept some.
-        classes: names, by number; the numbers themselves where the file names none.
-        reading: as in LoadedEncoder.
-    """
-
-    path: Path
-    weights: Weights
-    averaged: Mapping[str, Tensor] | None
-    classes: list[str]
-    reading: Mapping[str, Any]
-
-    def choose(self, name: str) -> tuple[Weights, str]:
-        """Return the weights that "auto", "model" or "ema" means, and which of the last two they are.
-
-        Raises:
-            CheckpointError: there are no averaged weights.
-        """
-        if name == "model" or (name == "auto" and self.averaged is None):
-            return self.weights, "model"
-        if self.averaged is None:
-            raise CheckpointError(f"{self.path}: holds no averaged weights: train.ema was not set; use --weights model")
-        return replace(self.weights, state=self.averaged), "ema"
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return the file that a path means: itself, or of a run folder the best weights, or else the last.
-
-    Raises:
-        CheckpointError: nothing there.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint or run folder")
-    return chosen_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    @property
+    def classes(self) -> list[str]:
+        """Names, by number; the numbers themselves where the file names none."""
+        return list(self.weights.labels) or [str(number) for number in range(self.geometry.num_classes)]
 
 
 def load_encoder(path: Path) -> LoadedEncoder:
@@ -104,9 +80,7 @@ def load_encoder(path: Path) -> LoadedEncoder:
     Raises:
         CheckpointError: missing, damaged, or not of the VideoMAE family.
     """
-    path = find_checkpoint(path)
-    weights = read_weights(path)
-    return LoadedEncoder(path, as_encoder(weights), _reading(weights))
+    return LoadedEncoder(as_encoder(read_weights(path)))
 
 
 def load_classifier(path: Path) -> LoadedClassifier:
@@ -115,40 +89,18 @@ def load_classifier(path: Path) -> LoadedClassifier:
     Raises:
         CheckpointError: missing, damaged, or without a head.
     """
-    path = find_checkpoint(path)
-    averaged = None
-    if path.is_file():
-        payload = load_payload(path)
-        if isinstance(payload, Mapping) and "ema" in payload and "format" in payload:
-            averaged = weights_from({**payload, "model": payload["ema"]}).state
     weights = read_weights(path)
     if weights.kind != "classifier":
         raise CheckpointError(
-            f"{path}: {weights.origin}: has no classification head; fine-tune it first (mgmae finetune), or judge its "
+            f"{weights.title}: has no classification head; fine-tune it first (mgmae finetune), or judge its "
             "features (mgmae probe)"
         )
-    classes = list(weights.labels) or [str(number) for number in range(weights.geometry.num_classes)]
-    return LoadedClassifier(path, weights, averaged, classes, _reading(weights))
-
-
-def _reading(weights: Weights) -> dict[str, Any]:
-    """Return how the clips of training were read; of others' files only what the weights' shapes say."""
-    if weights.config is not None:
-        data = weights.config["data"]
-        return {f"data.{key}": data[key] for key in ("frames", "size", "stride", "sampling") if key in data}
-    grid = weights.geometry.grid
-    size = grid.height if grid.height == grid.width else [grid.height, grid.width]
-    return {"data.frames": grid.frames, "data.size": size}
+    return LoadedClassifier(weights)
 
 
 def size_name(geometry: Geometry) -> str:
     """Return the preset's name, or width x depth of an encoder that is none."""
-    size = geometry.size
-    parts = ("width", "depth", "heads", "hidden")
-    for name, preset in SIZES.items():
-        if all(getattr(preset, part) == getattr(size, part) for part in parts):
-            return name
-    return f"{size.width} x {size.depth}"
+    return preset_name(geometry.size) or f"{geometry.size.width} x {geometry.size.depth}"
 
 
 def build_frozen(

@@ -105,7 +105,7 @@ def evaluate(settings: EvaluateSettings, console: Console | None = None) -> Eval
         trained, data, views = classifier.weights.geometry.grid, config.data, config.views
         grid = ClipGrid(data.frames, data.height, data.width, trained.tubelet, trained.patch)
         videos = labelled(open_train(settings.resolved), classifier.classes, "testing")
-        weights, name = classifier.choose(config.weights)
+        weights, name = classifier.weights.choose(config.weights)
         model, notes = build_tested(weights, grid)
         story = views_story(views.clips, views.crops, views.merge)
         with distributed.together():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgmae_cli.model.weights import KIND_WORDS, Weights
+from mgmae_cli.yaml_files import dump_yaml
 
 LOADING = {
     "pretrain": "VideoMAEForPreTraining",
@@ -84,7 +85,8 @@ def _training(weights: Weights) -> list[str]:
     mask, flow, data = (dict(config.get(name) or {}) for name in ("mask", "flow", "data"))
     if mask:
         rows.append(("masking strategy", f"{mask.get('name')}, {mask.get('ratio')} of the tokens masked"))
-        rows += [(f"masking: {name}", str(value)) for name, value in dict(mask.get("options") or {}).items()]
+        options = dict(mask.get("options") or {})
+        rows += [(f"masking: {name}", str(value)) for name, value in options.items() if value is not None]
     if _is_motion(config) and flow:
         rows.append(("optical flow", str(flow.get("name"))))
     if data:
@@ -92,11 +94,10 @@ def _training(weights: Weights) -> list[str]:
         rows.append(("sampling", f"{data.get('sampling')}, stride {data.get('stride')}, crop {data.get('crop')}"))
     if weights.step is not None:
         rows.append(("optimiser steps", str(weights.step)))
-    settings = json.dumps(config, indent=2, default=str)
     return [
         "## Training",
         _table(("what", "how"), rows),
-        f"<details><summary>All settings</summary>\n\n```json\n{settings}\n```\n\n</details>",
+        f"<details><summary>The recipe, all settings</summary>\n\n```yaml\n{dump_yaml(dict(config))}```\n\n</details>",
     ]
 
 

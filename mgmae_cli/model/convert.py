@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mgmae_cli.errors import CheckpointError, ConfigError
+from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.export import export_encoder
 from mgmae_cli.model.formats_read import Heads, read_weights
@@ -45,8 +46,11 @@ def convert_weights(
         MgmaeError: what can't be read, fitted or written.
     """
     weights = read_weights(source, heads)
-    yield f"read {source}: {weights.describe()}"
-    weights = checked(_chosen(weights, averaged, source), allow_partial)
+    yield f"read {weights.path}: {weights.describe()}"
+    weights, taken = weights.choose(averaged)
+    if taken == "ema":
+        weights = weights.noted("the averaged weights are taken, as in `mgmae evaluate`")
+    weights = checked(weights, allow_partial)
     if encoder or to in ("timm", "export"):
         weights = as_encoder(weights)
     weights = resize_weights(weights, _changed_grid(weights, frames, size, tubelet, patch))
@@ -62,23 +66,23 @@ def convert_weights(
     yield f"wrote {out}: {to}, {len(weights.state)} tensors"
 
 
-def _chosen(weights: Weights, averaged: str, source: Path) -> Weights:
-    if averaged == "ema" and weights.averaged is None:
-        raise CheckpointError(f"{source}: holds no averaged weights; use --weights model")
-    if averaged == "model" or weights.averaged is None:
-        return weights
-    return weights.noted("the averaged weights are taken, as in `mgmae evaluate`", state=weights.averaged)
-
-
 def _changed_grid(
     weights: Weights, frames: int | None, size: tuple[int, int] | None, tubelet: int | None, patch: int | None
 ) -> ClipGrid:
+    """Return the grid of the model that is written.
+
+    Raises:
+        ConfigError: sizes that do not divide.
+    """
     old = weights.geometry.grid
     height, width = (old.height, old.width) if size is None else size
-    return ClipGrid(
-        frames=old.frames if frames is None else frames,
-        height=height,
-        width=width,
-        tubelet=old.tubelet if tubelet is None else tubelet,
-        patch=old.patch if patch is None else patch,
-    )
+    try:
+        return ClipGrid(
+            frames=old.frames if frames is None else frames,
+            height=height,
+            width=width,
+            tubelet=old.tubelet if tubelet is None else tubelet,
+            patch=old.patch if patch is None else patch,
+        )
+    except ConfigError as error:  # in the words of a run's settings
+        raise ConfigError(re.sub(r"(?:data|model)\.(\w+)", r"--\1", str(error))) from None

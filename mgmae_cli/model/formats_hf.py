@@ -166,6 +166,7 @@ def config_json(weights: Weights) -> dict[str, Any]:
     """Return the config.json of an exported folder."""
     geometry, grid, size = weights.geometry, weights.geometry.grid, weights.geometry.size
     square = grid.height == grid.width
+    dtype = str(next(iter(weights.state.values())).dtype).removeprefix("torch.")
     config: dict[str, Any] = {
         "architectures": [CLASSES[weights.kind]],
         "model_type": "videomae",
@@ -183,8 +184,8 @@ def config_json(weights: Weights) -> dict[str, Any]:
         "qkv_bias": True,
         "use_mean_pooling": weights.kind == "classifier" or not geometry.final_norm,
         "norm_pix_loss": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name in transformers 4
     }
     if weights.kind == "pretrain":
         config |= {

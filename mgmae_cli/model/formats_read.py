@@ -10,8 +10,9 @@ import argparse
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,29 @@ def read_weights(path: Path, heads: Heads = (None, None)) -> Weights:
     """Read weights in any known format.
 
     Args:
-        path: a file, a folder of transformers, or a run folder (its best or newest checkpoint).
+        path: a file, a folder of transformers, or a run folder: its `best.pt`, or else its newest checkpoint; damaged
+            ones are passed over, with a note.
         heads: of encoder and decoder, for files that don't say and widths that are not in the papers.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or not of the VideoMAE family; the message says which.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        if path.is_dir() and (path / "checkpoints").is_dir():
-            return read_weights(chosen_checkpoint(path), heads)
-        if path.is_dir():
-            return _read_folder(path, heads)
-        config = path.parent / "config.json"
-        return weights_from(load_payload(path), heads, _json(config) if config.is_file() else None)
-    except CheckpointError as error:
-        message = str(error)
-        raise CheckpointError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+        raise CheckpointError(f"{path}: no such checkpoint or run folder")
+    damaged: list[str] = []
+    for candidate in _candidates(path):
+        try:
+            payload, hf_config = _load(candidate)
+        except CheckpointError as error:
+            damaged.append(_naming(candidate, error))
+            continue
+        try:
+            weights = weights_from(payload, heads, hf_config)
+        except CheckpointError as error:
+            raise CheckpointError(_naming(candidate, error)) from None
+        notes = [f"passed over {complaint}" for complaint in damaged]
+        return replace(weights, path=candidate, notes=(*notes, *weights.notes))
+    raise CheckpointError("; ".join(damaged))
 
 
 def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[str, Any] | None = None) -> Weights:
@@ -64,30 +70,29 @@ def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[s
     if is_hf(state):
         return _from_hf(state, hf_config, heads)
     kind = recognise(state)
+    in_timms_names = "blocks.0.attn.qkv.bias" in state
     state, tokens, notes = tidy(state, kind)
-    known = payload if isinstance(payload, Mapping) else {}
-    origin = f"official {KIND_WORDS[kind]}"
-    step = known["step"] if isinstance(known.get("step"), int) else None
-    if isinstance(known.get(GEOMETRY), Mapping) or str(known.get("format", "")).startswith("mgmae"):
-        geometry = Geometry.from_dict(known[GEOMETRY]) if GEOMETRY in known else _geometry_from_run(known, state, kind)
-        origin = f"mgmae {KIND_WORDS[kind]}" + (f" after {step} steps" if step is not None else "")
-    else:
-        geometry, assumed = infer_geometry(state, kind, tokens, heads)
-        notes += assumed
-        if kind == "encoder":
-            origin = (
-                "encoder in timm's names" if "blocks.0.attn.qkv.bias" in find_state(payload) else "official encoder"
-            )
+    if GEOMETRY in payload or str(payload.get("format", "")).startswith("mgmae"):
+        return _from_mgmae(payload, state, kind, notes)
+    geometry, assumed = infer_geometry(state, kind, tokens, heads)
+    origin = "encoder in timm's names" if kind == "encoder" and in_timms_names else f"official {KIND_WORDS[kind]}"
+    return Weights(kind, state, geometry, origin, (*notes, *assumed))
+
+
+def _from_mgmae(payload: Mapping[str, Any], state: Mapping[str, Tensor], kind: Kind, notes: Sequence[str]) -> Weights:
+    """Return the weights of a file of ours, with all that it says besides."""
+    geometry = Geometry.from_dict(payload[GEOMETRY]) if GEOMETRY in payload else None
+    step = payload.get("step")
     return Weights(
         kind=kind,
         state=state,
-        geometry=geometry,
-        origin=origin,
+        geometry=geometry or _geometry_from_run(payload, state, kind),
+        origin=f"mgmae {KIND_WORDS[kind]}" + (f" after {step} steps" if step is not None else ""),
         notes=tuple(notes),
-        labels=tuple(str(label) for label in known.get("labels") or ()),
-        config=known["config"] if isinstance(known.get("config"), Mapping) else None,
+        labels=tuple(payload.get("labels") or ()),
+        config=payload.get("config"),
         step=step,
-        averaged=tidy(find_state(known["ema"]), kind)[0] if isinstance(known.get("ema"), Mapping) else None,
+        averaged=tidy(find_state(payload["ema"]), kind)[0] if payload.get("ema") is not None else None,
     )
 
 
@@ -95,11 +100,13 @@ def load_payload(path: Path) -> Any:
     """Load a safetensors or torch file, told apart by its first bytes, without running code in it.
 
     Raises:
-        CheckpointError: damaged, or it needs code to be run.
+        CheckpointError: not readable, damaged, or it needs code to be run.
     """
-    with path.open("rb") as file:
-        start = file.read(9)
-        size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(9), path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"can't be read: {error.strerror or error}") from None
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size:
         return _load_safetensors(path)
     try:
@@ -131,8 +138,16 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     return {"model": state, **{key: json.loads(text) for key, text in metadata.items() if key != "format"}}
 
 
-def _read_folder(path: Path, heads: Heads) -> Weights:
-    """Read a folder of transformers: config.json, and one or several files of weights."""
+def _load(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """Return what a file or a folder of transformers holds, and the config.json beside it."""
+    if path.is_dir():
+        return _load_folder(path)
+    config = path.parent / "config.json"
+    return load_payload(path), _json(config) if config.is_file() else None
+
+
+def _load_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a folder of transformers, in one or several files, and its config.json."""
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError("neither a run folder (it has no checkpoints/) nor one of transformers (no config.json)")
@@ -147,7 +162,7 @@ def _read_folder(path: Path, heads: Heads) -> Weights:
                 raise CheckpointError(f"{file.name} is named by {index.name} but missing")
             state |= find_state(load_payload(file))
         if files:
-            return weights_from(state, heads, _json(config_file))
+            return state, _json(config_file)
     raise CheckpointError("has a config.json but neither model.safetensors nor pytorch_model.bin")
 
 
@@ -189,19 +204,25 @@ def _geometry_from_run(payload: Mapping[str, Any], state: Mapping[str, Tensor], 
     return Geometry(grid, geometry.size, final_norm=geometry.final_norm, num_classes=geometry.num_classes)
 
 
-def chosen_checkpoint(run: Path) -> Path:
-    """Return a run folder's `best.pt`, or its checkpoint with most steps.
+def _candidates(path: Path) -> list[Path]:
+    """Return the path itself, or a run folder's checkpoints: `best.pt`, then those with most steps.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: a run folder without any.
     """
-    best = run / "checkpoints" / "best.pt"
-    if best.is_file():
-        return best
-    found = sorted((run / "checkpoints").glob("step-*.pt"), key=lambda path: (len(path.name), path.name))
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        return [path]
+    steps = sorted(folder.glob("step-*.pt"), key=lambda file: (len(file.name), file.name), reverse=True)
+    found = [file for file in (folder / "best.pt", *steps) if file.is_file()]
     if not found:
-        raise CheckpointError(f"{run}: a run folder without a checkpoint; the run has not saved one yet")
-    return found[-1]
+        raise CheckpointError(f"{path}: a run folder without a checkpoint; the run has not saved one yet")
+    return found
+
+
+def _naming(path: Path, error: CheckpointError) -> str:
+    message = str(error)
+    return message if message.startswith(str(path)) else f"{path}: {message}"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -79,10 +79,7 @@ def _write_file(weights: Weights, path: Path, to: Format, safetensors: bool) -> 
         if to == "mgmae":
             extra |= {"config": weights.config, "step": weights.step}
     if safetensors:
-        from safetensors.torch import save_file
-
-        metadata = {key: json.dumps(value) for key, value in extra.items()}
-        save_file(_separate(state), path, metadata={"format": "pt", **metadata})
+        _save_safetensors(state, path, {key: json.dumps(value) for key, value in extra.items()})
     elif to == "timm":
         torch.save(_separate(state), path)
     else:
@@ -92,11 +89,9 @@ def _write_file(weights: Weights, path: Path, to: Format, safetensors: bool) -> 
 
 
 def _write_folder(weights: Weights, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-    from safetensors.torch import save_file
-
     state, notes = to_hf(weights)
     folder.mkdir()
-    save_file(_separate(state), folder / "model.safetensors", metadata={"format": "pt"})
+    _save_safetensors(state, folder / "model.safetensors", {})
     for name, tree in (
         ("config.json", config_json(weights)),
         ("preprocessor_config.json", preprocessor_json(weights.geometry.grid)),
@@ -104,6 +99,15 @@ def _write_folder(weights: Weights, folder: Path, figures: Mapping[str, Any]) ->
         (folder / name).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(weights, notes, figures), encoding="utf-8")
     return notes
+
+
+def _save_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(_separate(state), path, metadata={"format": "pt", **metadata})
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors leaves files that nobody else can read
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,8 +35,8 @@ def resize_weights(weights: Weights, grid: ClipGrid) -> Weights:
         sizes = f"{old.tubelet} x {old.patch} x {old.patch} to {grid.tubelet} x {grid.patch} x {grid.patch}"
         if weights.kind == "pretrain":
             raise CheckpointError(
-                f"{weights.origin}: tokens can't go from {sizes}, since its decoder predicts the old tokens' pixels; "
-                "keep model.tubelet and model.patch, or take the encoder alone"
+                f"{weights.title}: tokens can't go from {sizes}, since its decoder predicts the old tokens' pixels; "
+                "keep the token's size, or take the encoder alone (mgmae convert --encoder)"
             )
         key = "patch_embed.proj.weight"
         state[key] = resize_embedding(state[key], grid.tubelet, grid.patch)

@@ -61,6 +61,13 @@ def preset(name: str) -> ViTSize:
     return SIZES[name]
 
 
+def preset_name(size: ViTSize) -> str | None:
+    """Return the preset that an encoder is of, or None; its decoder may be another."""
+    parts = ("width", "depth", "heads", "hidden")
+    same = (name for name, known in SIZES.items() if all(getattr(known, part) == getattr(size, part) for part in parts))
+    return next(same, None)
+
+
 class Decoder(nn.Module):
     """Blocks over visible and mask tokens, and a head that predicts the pixels of the latter."""
 

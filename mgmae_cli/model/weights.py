@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,7 @@ class Weights:
         config: settings of the run that made the weights, where known.
         step: its optimiser steps, where known.
         averaged: the run's averaged weights in the same names, where the file has some.
+        path: the file, or folder of transformers, that was read.
     """
 
     kind: Kind
@@ -93,10 +95,28 @@ class Weights:
     config: Mapping[str, Any] | None = None
     step: int | None = None
     averaged: Mapping[str, Tensor] | None = None
+    path: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """Which weights are meant, as messages begin."""
+        return self.origin if self.path is None else f"{self.path}: {self.origin}"
 
     def noted(self, *notes: str, **changes: Any) -> Weights:
         """Return the same with changes and more notes."""
         return replace(self, notes=(*self.notes, *notes), **changes)
+
+    def choose(self, name: Literal["auto", "model", "ema"]) -> tuple[Weights, Literal["model", "ema"]]:
+        """Return the weights that a name means ("auto": averaged ones where there are some), and which they are.
+
+        Raises:
+            CheckpointError: there are no averaged weights.
+        """
+        if name == "model" or (name == "auto" and self.averaged is None):
+            return self, "model"
+        if self.averaged is None:
+            raise CheckpointError(f"{self.title}: holds no averaged weights; use --weights model")
+        return replace(self, state=self.averaged), "ema"
 
     def describe(self) -> str:
         """Return a line on what the weights are."""
@@ -109,6 +129,14 @@ class Weights:
         parts.append(f"clips {grid.frames} x {grid.height} x {grid.width}")
         parts.append(f"tokens {grid.tubelet} x {grid.patch} x {grid.patch}")
         return f"{self.origin}: {', '.join(parts)}"
+
+    def reading(self) -> dict[str, Any]:
+        """Return settings (dotted keys) of the clips that the model was trained on, as far as they are known."""
+        grid = self.geometry.grid
+        size = grid.height if grid.height == grid.width else [grid.height, grid.width]
+        data = (self.config or {}).get("data") or {}
+        sampling = {f"data.{key}": data[key] for key in ("stride", "sampling") if key in data}
+        return {"data.frames": grid.frames, "data.size": size, **sampling}
 
 
 def build(geometry: Geometry, kind: Kind, checkpointing: bool = False) -> VideoMAE | VideoClassifier | VideoEncoder:
@@ -200,13 +228,18 @@ def checked(weights: Weights, allow_partial: bool = False) -> Weights:
     if not mismatch:
         return weights
     if not allow_partial:
-        raise CheckpointError(
-            f"{weights.origin}: keys don't fit the model; --allow-partial goes on with those that do\n"
-            f"{mismatch.describe()}"
-        )
+        raise refusal(weights, mismatch)
     bad = {*mismatch.extra, *(line.partition(" ")[0] for line in mismatch.misshapen)}
     kept = {name: tensor for name, tensor in weights.state.items() if name not in bad}
     return weights.noted(*mismatch.describe().splitlines(), state=kept)
+
+
+def refusal(weights: Weights, mismatch: Mismatch) -> CheckpointError:
+    """Return the error that names the keys that don't fit."""
+    return CheckpointError(
+        f"{weights.title}: keys don't fit the model; pretrain, finetune and convert take those that do with "
+        f"--allow-partial\n{mismatch.describe()}"
+    )
 
 
 def _times(shape: torch.Size | tuple[int, ...]) -> str:

@@ -12,28 +12,16 @@ import torch
 from mgmae_cli.downstream.encoder import (
     build_frozen,
     build_tested,
-    find_checkpoint,
     load_encoder,
     new_classifier,
     size_name,
 )
-from mgmae_cli.engine.checkpoint import CheckpointFolder, read_checkpoint
+from mgmae_cli.engine.checkpoint import read_checkpoint
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.tokens import position_table
 from mgmae_cli.model.videomae import preset
 from mgmae_cli.model.weights import Geometry, Weights
-from tests.downstream.conftest import GRID, write_checkpoint
-
-
-def test_a_run_folder_means_its_best_weights_or_else_its_last(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "run")
-    folder = CheckpointFolder(tmp_path / "run" / "checkpoints")
-    assert find_checkpoint(tmp_path / "run").name == "step-000003.pt"
-    folder.save(12, {"model": {}})
-    assert find_checkpoint(tmp_path / "run").name == "step-000012.pt"
-    folder.save_best(5, {"model": {}})
-    assert find_checkpoint(tmp_path / "run").name == "best.pt"
-    assert find_checkpoint(folder.folder / "step-000003.pt").name == "step-000003.pt"
+from tests.downstream.conftest import GRID
 
 
 def test_an_encoder_is_the_same_out_of_ours_and_the_official_format(pretrained: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from mgmae_cli.config import Layer
 from mgmae_cli.downstream import predict as predicting
 from mgmae_cli.downstream.data import labelled
-from mgmae_cli.downstream.encoder import LoadedClassifier, load_classifier, new_classifier
+from mgmae_cli.downstream.encoder import load_classifier, new_classifier
 from mgmae_cli.downstream.evaluate import EvaluateResult, EvaluateSettings, evaluate, resolve_evaluate
 from mgmae_cli.downstream.metrics import Prediction
 from mgmae_cli.downstream.settings import open_train
@@ -127,9 +127,9 @@ def test_averaged_weights_are_taken_where_there_are_some(run: Path, tmp_path: Pa
         found[name] = result.predictions[0].probabilities
     assert torch.equal(found["auto"], found["ema"])
     assert not torch.equal(found["auto"], found["model"])
-    bare = LoadedClassifier(run, load_classifier(run).weights, None, ["a", "b"], {})
+    bare = replace(load_classifier(run).weights, averaged=None)
     assert bare.choose("auto")[1] == "model"
-    with pytest.raises(CheckpointError, match=r"holds no averaged weights.*--weights model"):
+    with pytest.raises(CheckpointError, match=r"best.pt: .*holds no averaged weights.*--weights model"):
         bare.choose("ema")
 
 

@@ -22,6 +22,7 @@ from mgmae_cli.model.formats_read import read_weights
 from mgmae_cli.model.formats_write import write_weights
 from mgmae_cli.model.loading import as_encoder, build_encoder
 from mgmae_cli.model.weights import Weights
+from mgmae_cli.yaml_files import parse_yaml
 from tests.model.conftest import GRID, make_weights, random_clip, same_state
 
 app = typer.Typer()
@@ -69,8 +70,8 @@ def test_the_command_changes_sizes_and_takes_the_encoder_alone(source: Path) -> 
     [
         (["--to", "hff"], r"--to hff: use one of .* \(did you mean 'hf'\?\)"),
         (["--to", "hf", "--size", "big"], "--size big: expected pixels"),
-        (["--to", "hf", "--size", "20"], "not a multiple"),
-        (["--to", "hf", "--frames", "0"], "must be at least 1"),
+        (["--to", "hf", "--size", "20"], r"^--size: height 20 is not a multiple of --patch = 8; use 16 or 24$"),
+        (["--to", "hf", "--frames", "0"], r"^--frames: frames 0: must be at least 1$"),
         (["--to", "mgmae", "--weights", "best"], "--weights best: use one of auto, model, ema"),
         (["--to", "mgmae", "--weights", "ema"], "holds no averaged weights"),
         (["--to", "export"], r"named \*\.pt2"),
@@ -131,8 +132,8 @@ def test_the_card_tells_the_recipe_the_data_the_masking_and_the_figures() -> Non
         "- A thing was folded.",
     ):
         assert line in card.splitlines()
-    settings = card.partition("```json\n")[2].partition("\n```")[0]
-    assert json.loads(settings) == trained(make_weights("pretrain")).config
+    recipe = card.partition("```yaml\n")[2].partition("```")[0]
+    assert parse_yaml(recipe, "card") == trained(make_weights("pretrain")).config
 
 
 def test_the_card_of_foreign_weights_claims_nothing() -> None:

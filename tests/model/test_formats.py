@@ -18,7 +18,7 @@ from mgmae_cli.config import RunConfig
 from mgmae_cli.errors import CheckpointError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.classifier import VideoClassifier
-from mgmae_cli.model.formats_read import chosen_checkpoint, read_weights, weights_from
+from mgmae_cli.model.formats_read import read_weights, weights_from
 from mgmae_cli.model.formats_write import Format, write_weights
 from mgmae_cli.model.loading import as_encoder, build_encoder, build_model, build_pretrained
 from mgmae_cli.model.tokens import position_table, split_tokens
@@ -207,6 +207,48 @@ def test_our_training_checkpoints_are_read_with_their_geometry(tmp_path: Path) -
     assert torch.equal(model.mask_token, training_checkpoint()["model"]["mask_token"])
 
 
+def test_a_run_folder_means_its_best_checkpoint_or_the_one_with_most_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (999_999, 1_000_000):
+        torch.save(training_checkpoint(step=step), folder / f"step-{step}.pt")
+    assert read_weights(tmp_path).step == 1_000_000
+    assert read_weights(tmp_path).path == folder / "step-1000000.pt"
+    torch.save(training_checkpoint(step=7), folder / "best.pt")
+    assert read_weights(tmp_path).path == folder / "best.pt"
+    assert read_weights(folder / "step-999999.pt").step == 999_999
+
+
+def test_damaged_checkpoints_of_a_run_are_passed_over_with_a_note(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save(training_checkpoint(step=10), folder / "step-000010.pt")
+    whole = (folder / "step-000010.pt").read_bytes()
+    newest = write_bytes(folder / "step-000012.pt", whole[: len(whole) // 2])
+    read = read_weights(tmp_path)
+    assert (read.step, read.path) == (10, folder / "step-000010.pt")
+    assert len(read.notes) == 1
+    assert read.notes[0].startswith(f"passed over {newest}: damaged, or not a checkpoint")
+    (folder / "step-000010.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-000012.pt: damaged, .*; .*step-000010.pt: damaged, ") as caught:
+        read_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_how_clips_were_read_is_what_the_settings_say_and_what_the_shapes_say(tmp_path: Path) -> None:
+    ours = weights_from(training_checkpoint())
+    assert ours.reading() == {"data.frames": 8, "data.size": [32, 48], "data.stride": 4, "data.sampling": "stride"}
+    longer = replace(ours, geometry=replace(ours.geometry, grid=replace(ours.geometry.grid, frames=16)))
+    assert longer.reading()["data.frames"] == 16
+    assert make_weights("encoder").reading() == {"data.frames": 6, "data.size": [16, 24]}
+
+
+def test_settings_in_files_of_others_are_left_alone() -> None:
+    payload = {"model": build_state("tiny", "pretrain"), "config": {"data": 3}, "labels": 5, "ema": {}, "step": "x"}
+    read = weights_from(payload)
+    assert (read.config, read.labels, read.averaged, read.step) == (None, (), None, None)
+
+
 def test_averaged_weights_are_kept_apart() -> None:
     state = training_checkpoint()["model"]
     other = {name: tensor + 1 for name, tensor in state.items()}
@@ -344,6 +386,14 @@ def test_other_families_are_named() -> None:
         weights_from(flat, heads=(3, None))
 
 
+def test_files_are_as_readable_for_others_as_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    write_weights(make_weights("encoder"), tmp_path / "e.safetensors", "mgmae")
+    write_weights(make_weights("encoder"), tmp_path / "folder", "hf")
+    for name in ("e.safetensors", "folder/model.safetensors"):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_nothing_is_overwritten_and_failures_leave_nothing(tmp_path: Path) -> None:
     weights = make_weights("encoder")
     taken = write_bytes(tmp_path / "taken.pth", b"mine")
@@ -391,12 +441,3 @@ def test_geometry_survives_json_and_nonsense_is_refused() -> None:
     for nonsense in ({}, {"grid": 1, "size": 2}, {**geometry.to_dict(), "colour": 1}):
         with pytest.raises(CheckpointError, match="geometry in the file is not understood"):
             Geometry.from_dict(nonsense)
-
-
-def test_a_run_folder_means_its_best_checkpoint_or_the_one_with_most_steps(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("step-999999.pt", "step-1000000.pt"):
-        (tmp_path / "checkpoints" / name).touch()
-    assert chosen_checkpoint(tmp_path).name == "step-1000000.pt"
-    (tmp_path / "checkpoints" / "best.pt").touch()
-    assert chosen_checkpoint(tmp_path).name == "best.pt"

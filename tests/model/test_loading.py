@@ -14,7 +14,7 @@ from mgmae_cli.model.encoder import VideoEncoder
 from mgmae_cli.model.loading import as_encoder, build_encoder, build_model, build_pretrained, load_into
 from mgmae_cli.model.resize import resize_embedding, resize_weights
 from mgmae_cli.model.tokens import normalise_pixels, position_table
-from mgmae_cli.model.videomae import VideoMAE
+from mgmae_cli.model.videomae import SIZES, VideoMAE
 from mgmae_cli.model.weights import build
 from tests.model.conftest import GRID, SIZE, make_weights, random_clip, shaken
 
@@ -67,13 +67,25 @@ def test_an_encoder_takes_what_it_needs_of_pretraining_weights() -> None:
 
 def test_pretraining_takes_an_encoder_only_partially() -> None:
     weights, model = make_weights("encoder"), fresh("pretrain")
-    before = model.state_dict()["mask_token"].clone()
-    with pytest.raises(CheckpointError, match=r"missing: mask_token(.|\n)*missing: decoder.blocks.\*.attn.q_bias"):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"^test encoder: has no decoder; --allow-partial starts one anew$"):
         load_into(model, weights)
-    notes = load_into(model, weights, allow_partial=True)
-    assert "missing: mask_token" in notes
-    assert torch.equal(model.state_dict()["mask_token"], before)
-    assert torch.equal(model.state_dict()["encoder.norm.bias"], weights.state["norm.bias"])
+    assert load_into(model, weights, allow_partial=True) == ["the decoder starts anew"]
+    for name, tensor in model.state_dict().items():
+        anew = not name.startswith("encoder.")
+        assert torch.equal(tensor, before[name] if anew else weights.state[name.removeprefix("encoder.")])
+
+
+def test_pretraining_from_a_classifier_lacks_the_last_norm_too() -> None:
+    notes = load_into(fresh("pretrain"), make_weights("classifier"), allow_partial=True)
+    assert notes == ["the decoder starts anew", "missing: encoder.norm.weight", "missing: encoder.norm.bias"]
+
+
+def test_another_eps_than_the_weights_had_is_said() -> None:
+    weights = make_weights("pretrain")
+    foreign = replace(weights, geometry=replace(weights.geometry, eps=1e-12, last_eps=1e-5))
+    (note,) = load_into(fresh("pretrain"), foreign)
+    assert note.startswith("eps of norms is 1e-06, not 1e-12 and 1e-05: outputs differ")
 
 
 def test_an_encoder_with_a_final_norm_misses_it_in_a_classifier() -> None:
@@ -98,11 +110,20 @@ def test_a_failed_load_leaves_the_model_alone() -> None:
 def test_other_architectures_are_refused_even_where_shapes_fit() -> None:
     weights = make_weights("pretrain")
     six_heads = build(replace(weights.geometry, size=replace(SIZE, heads=6)), "pretrain")
-    with pytest.raises(CheckpointError, match=r"width 24, depth 3, 3 heads; the model has 24, 3, 6"):
+    with pytest.raises(CheckpointError, match=r"width 24, depth 3, 3 heads; the model has 24, 3, 6: no --model"):
         load_into(six_heads, weights)
     deeper = build(replace(weights.geometry, size=replace(SIZE, decoder_depth=4)), "pretrain")
     with pytest.raises(CheckpointError, match=r"set model\.decoder_depth = 2"):
         load_into(deeper, weights)
+    narrower = build(replace(weights.geometry, size=replace(SIZE, decoder_width=8)), "pretrain")
+    with pytest.raises(
+        CheckpointError, match=r"width 16, depth 2, 2 heads; the model has 8, 2, 2: mgmae convert --enc"
+    ):
+        load_into(narrower, weights)
+    small = build(replace(weights.geometry, size=SIZES["small"]), "encoder")
+    tiny = replace(weights.geometry, size=SIZES["tiny"])
+    with pytest.raises(CheckpointError, match=r"choose --model tiny$"):
+        load_into(small, replace(weights, geometry=tiny))  # type: ignore[arg-type]
 
 
 def test_weights_without_a_decoder_are_no_pretrained_model() -> None:
