@@ -32,6 +32,7 @@ LEVELS = {
     "registry": 4,
     "settings": 4,
     "engine": 5,
+    "bench": 6,
     "downstream": 6,
     "diagnose": 6,
     "ablation": 7,
@@ -127,7 +128,9 @@ def test_imports_and_cycles_are_seen() -> None:
     assert not cycle({"a": {"b"}, "b": {"c"}})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["plugins", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["plugins", "--help"], ["bench", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys; from mgmae_cli.cli.app import main; sys.argv = ['mgmae', *sys.argv[1:]]\n"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mgmae_cli import __version__
-from mgmae_cli.cli import ablate, convert, evaluate, features, finetune, mask, plugins, pretrain, probe, report
+from mgmae_cli.cli import ablate, bench, convert, evaluate, features, finetune, mask, plugins, pretrain, probe, report
 from mgmae_cli.errors import Interrupted, MgmaeError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("features")(features.features)
 app.command("ablate")(ablate.ablate)
 app.command("report")(report.report)
 app.add_typer(mask.app, name="mask")
+app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("plugins")(plugins.plugins)
 
