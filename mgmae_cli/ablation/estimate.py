@@ -23,9 +23,15 @@ _CLIPS = 4
 _LEAKAGE_SECONDS = 0.15  # a clip's tracks and figures, roughly
 
 
-def estimate_cells(cells: Sequence[Cell], evaluate: Evaluations) -> dict[str, float]:
-    """Return seconds a run by cell; what differs little between cells is timed for each anew all the same."""
-    return {cell.name: _estimate(cell, evaluate) for cell in cells}
+def estimate_cells(cells: Sequence[Cell], evaluate: Evaluations) -> dict[str, float | MgmaeError]:
+    """Return seconds a run by cell, or why it can't run; what differs little between cells is timed for each anew."""
+    found: dict[str, float | MgmaeError] = {}
+    for cell in cells:
+        try:
+            found[cell.name] = _estimate(cell, evaluate)
+        except MgmaeError as error:  # such as weights that are not there: the other cells can run
+            found[cell.name] = error
+    return found
 
 
 def _estimate(cell: Cell, evaluate: Evaluations) -> float:

@@ -42,7 +42,7 @@ def write_report(
         "figures": figures_png(results),
         "trade_off": trade_off_png(results, ablation.recipe.sweep),
         "curves": curves_png(results, runs),
-        "masks": mask_png(cells) if masks else None,
+        "masks": mask_png([row.cell for row in results.rows if row.done]) if masks else None,
     }
     facts = {
         "ablation": ablation.name,
@@ -67,7 +67,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def mask_png(cells: Sequence[Cell]) -> bytes | None:
-    """Draw one clip under the masks of each cell; None where it can't be read."""
+    """Draw one clip under the masks of each cell; None where there are no cells, or the clip can't be read."""
     from mgmae_cli.diagnose.pictures import sheet, slot_frames
     from mgmae_cli.diagnose.show import Strategy, show_masks
 
@@ -77,6 +77,8 @@ def mask_png(cells: Sequence[Cell]) -> bytes | None:
             name, found = show_masks([Strategy(cell.name, cell.settings)])
             rows += found[-1:] if rows and _same_clip(cells[0], cell) else [*found[:1], found[-1]]
     except MgmaeError:
+        return None
+    if not rows:
         return None
     file = io.BytesIO()
     sheet(rows, slot_frames(cells[0].settings.grid), f"Masks of each cell on {name}").save(file, format="PNG")

@@ -19,7 +19,7 @@ from mgmae_cli.ablation.state import Run, locked, plan_runs, write_spec
 from mgmae_cli.ablation.table import Results, rich_table
 from mgmae_cli.engine.progress import format_seconds
 from mgmae_cli.engine.run_folder import replace_text
-from mgmae_cli.errors import ConfigError, RunError, did_you_mean
+from mgmae_cli.errors import ConfigError, MgmaeError, RunError, did_you_mean
 
 _LAUNCHERS = ("local", "slurm")
 
@@ -80,7 +80,8 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
             else:
                 run_locally(wanted, options.jobs, watch)
         results = write_report(out, ablation, cells, runs)
-    console.print(rich_table(results, f"{ablation.name}: {ablation.recipe.question}", console.width))
+    console.print(f"{ablation.name}: {ablation.recipe.question}", style="bold", highlight=False, markup=False)
+    console.print(rich_table(results, console.width))
     console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
     _refuse_failures(wanted)
     return results
@@ -99,23 +100,29 @@ def _show_plan(ablation: Ablation, cells: Sequence[Cell], runs: Sequence[Run], j
     """Print cells, runs and the estimated time."""
     trained = bool(NEED_TRAINING & set(ablation.evaluate))
     seconds = estimate_cells(cells, ablation.evaluate)
-    table = Table(title=f"{ablation.name}: {ablation.recipe.question}", title_justify="left")
+    console.print(f"{ablation.name}: {ablation.recipe.question}", style="bold", highlight=False, markup=False)
+    table = Table()
     for head in ("cell", "visible tokens", "steps", "clips seen", "seeds", "estimated time"):
         table.add_column(head, justify="left" if head == "cell" else "right")
-    total = 0.0
+    total, problems = 0.0, []
     for cell in cells:
-        effort = cell.effort
+        effort, found = cell.effort, seconds[cell.name]
         left = [run for run in runs if run.cell == cell.name and run.state()["status"] != "done"]
-        total += seconds[cell.name] * len(left)
+        if isinstance(found, MgmaeError):
+            problems.append(f"{cell.name} can't run here: {found}")
+        else:
+            total += found * len(left)
         table.add_row(
             cell.name,
             f"{effort.visible_tokens} of {effort.tokens}",
             str(effort.steps) if trained else "-",
             str(effort.clips_seen) if trained else "-",
             f"{len(ablation.seeds)} ({len(left)} to do)",
-            format_seconds(seconds[cell.name] * len(left)),
+            "-" if isinstance(found, MgmaeError) else format_seconds(found * len(left)),
         )
     console.print(table)
+    for problem in problems:
+        console.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
     left = [run for run in runs if run.state()["status"] != "done"]
     console.print(
         f"{len(cells)} cells, {len(left)} of {len(runs)} runs to do; measured: {', '.join(ablation.evaluate)}; about "

@@ -122,13 +122,12 @@ def difference_text(difference: Difference | None, metric: Metric) -> str:
     return f"{text} {ends}" + ("*" if difference.is_clear else "")
 
 
-def rich_table(results: Results, title: str, width: int = 120) -> RichTable:
+def rich_table(results: Results, width: int = 120) -> RichTable:
     """Return the table for a terminal: as many figures as fit, differences below the means."""
     fitting = max(2, (width - 24) // 24)
     names = results.names[:fitting]
-    if len(names) < len(results.names):
-        title += f" ({len(results.names) - len(names)} more figures in the report)"
-    table = RichTable(title=title, title_justify="left", show_lines=True)
+    more = len(results.names) - len(names)
+    table = RichTable(caption=f"{more} more figures in the report" if more else None, show_lines=True)
     table.add_column("cell", no_wrap=True)
     table.add_column("seeds", justify="right")
     for name in names:

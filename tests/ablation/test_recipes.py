@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torchvision.models.optical_flow import raft_small
 
 from mgmae_cli.ablation.grid import expand
 from mgmae_cli.ablation.recipe import load_ablation
+from mgmae_cli.ablation.run import Options, run_ablation
 from mgmae_cli.ablation.state import plan_runs, write_spec
 from mgmae_cli.ablation.work import do_run
 from mgmae_cli.errors import ConfigError
@@ -103,3 +106,18 @@ def test_a_budget_may_change_cells_by_their_labels(tmp_path: Path) -> None:
         ConfigError, match=r"budgets\.cpu\.cells\.moton: no cell has that label \(did you mean 'motion'\?\)"
     ):
         load_ablation(recipe)
+
+
+def test_a_cell_without_its_raft_weights_is_told_of_by_the_dry_run_and_fails_in_a_line(tmp_path: Path) -> None:
+    lost = [*TINY, f"raft:flow.options.weights={tmp_path / 'lost.pth'}"]
+    reason = f"flow.options.weights = {tmp_path / 'lost.pth'}: no such file"
+    text = io.StringIO()
+    options = Options(seeds=1, only=["dis", "raft"], dry_run=True, assignments=lost, out=tmp_path / "out")
+    run_ablation(FOLDER / "flow.yaml", options, Console(file=text, width=100))
+    assert f"raft can't run here: {reason}" in text.getvalue()
+    loaded = load_ablation(FOLDER / "flow.yaml", "cpu", lost, seeds=1)
+    cells = {cell.name: cell for cell in expand(loaded)}
+    run = plan_runs(tmp_path, [cells["raft"]], loaded.seeds)[0]
+    write_spec(run, cells["raft"], {"loss": {}}, keep_checkpoints=False)
+    assert not do_run(run.folder)
+    assert run.state()["error"] == reason

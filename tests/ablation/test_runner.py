@@ -27,7 +27,7 @@ base:
   data: {size: 16, frames: 4, options: {clips: 32}}
   model: {name: tiny, decoder_depth: 1}
   train: {steps: STEPS, batch_size: 2}
-  run: {log_every: 1, device: cpu, save_every: 2}
+  run: {log_every: 1, device: cpu, save_every: 4}
 sweep: {mask: {tube: {mask.name: tube}, motion: {mask.name: motion, mask.options.init: pixel}}}
 seeds: 2
 evaluate: {loss: , leakage: {clips: 2}, reconstruction: {clips: 2}}
@@ -61,13 +61,13 @@ def until(condition, seconds: float = 60) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    results = run_ablation(write(folder, 60), Options(out=folder / "out"), Console(quiet=True))
+    results = run_ablation(write(folder, 40), Options(out=folder / "out"), Console(quiet=True))
     assert results is not None
     return folder / "out"
 
 
 def test_an_ablation_killed_twice_ends_with_the_same_table_as_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
-    recipe, out = write(tmp_path, 60), tmp_path / "out"
+    recipe, out = write(tmp_path, 40), tmp_path / "out"
     first = out / "cells" / "tube" / "seed-0"
     for what in (first / "run" / "checkpoints" / "step-000020.pt", out / "cells" / "motion" / "seed-0" / "figures"):
         process = start(recipe, out)
@@ -121,7 +121,7 @@ def test_only_does_the_cells_that_are_named_and_more_seeds_add_to_what_is_done(t
 
 
 def test_a_folder_with_runs_of_other_settings_is_refused_with_the_setting(undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"train\.steps was 60 and is now 4"):
+    with pytest.raises(RunError, match=r"train\.steps was 40 and is now 4"):
         run_ablation(write(tmp_path, 4), Options(out=undisturbed), Console(quiet=True))
 
 
