@@ -76,6 +76,8 @@ class DataConfig(ReadConfig):
 
 class ModelConfig(Section):
     name: ModelName = Field("small", description="encoder preset")
+    init: Path | None = Field(None, description="weights to start from, in any known format; null: random ones")
+    allow_partial: bool = Field(False, description="start from what fits where keys of init are missing or don't fit")
     tubelet: int = Field(2, ge=1, description="frames per token")
     patch: int = Field(16, ge=1, description="pixels per token side")
     decoder_depth: int = Field(4, ge=1, description="decoder blocks")

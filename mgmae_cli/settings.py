@@ -246,6 +246,8 @@ def _contradictions(
             )
     except ConfigError as error:
         yield str(error)
+    if config.model.allow_partial and config.model.init is None:
+        yield "model.allow_partial: there are no weights to take a part of; give --init CHECKPOINT, or drop it"
     if train.steps is None and train.epochs is None:
         yield "train.epochs: neither train.epochs nor train.steps is given; give one"
     if train.batch_size % data.samples_per_video:

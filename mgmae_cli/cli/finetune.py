@@ -28,6 +28,7 @@ def finetune(
             help="random: train the same model from nothing.", rich_help_panel=flags.MODEL, show_default=False
         ),
     ] = None,
+    allow_partial: flags.AllowPartial = None,
     drop_path: Annotated[
         float | None,
         typer.Option(

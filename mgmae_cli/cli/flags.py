@@ -32,6 +32,9 @@ Data = Annotated[
 DataRoot = Annotated[Path | None, _option("--data-root", DATA, "Where a list's relative paths start.")]
 Workers = Annotated[str | None, _option("--workers", DATA, "Loader processes; default: from the machine's cores.")]
 Model = Annotated[str | None, _option("--model", MODEL, "tiny, small, base, large or huge.")]
+AllowPartial = Annotated[
+    bool | None, _option("--allow-partial", MODEL, "Take what fits where keys are missing, extra or misshapen.")
+]
 Epochs = Annotated[float | None, _option("--epochs", LENGTH, "Passes over the videos.")]
 Steps = Annotated[int | None, _option("--steps", LENGTH, "Optimiser steps, instead of --epochs.")]
 BatchSize = Annotated[int | None, _option("--batch-size", LENGTH, "Clips a batch and device.")]
@@ -77,6 +80,8 @@ _KEYS = {
     "data_root": ("--data-root", "data.root"),
     "workers": ("--workers", "data.workers"),
     "model": ("--model", "model.name"),
+    "init": ("--init", "model.init"),
+    "allow_partial": ("--allow-partial", "model.allow_partial"),
     "epochs": ("--epochs", "train.epochs"),
     "steps": ("--steps", "train.steps"),
     "batch_size": ("--batch-size", "train.batch_size"),

@@ -23,6 +23,16 @@ def pretrain(
     data_root: flags.DataRoot = None,
     workers: flags.Workers = None,
     model: flags.Model = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            help="Start from these weights: a checkpoint of any known format, or a run folder.",
+            rich_help_panel=flags.MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    allow_partial: flags.AllowPartial = None,
     epochs: flags.Epochs = None,
     steps: flags.Steps = None,
     batch_size: flags.BatchSize = None,
@@ -51,6 +61,8 @@ def pretrain(
       mgmae pretrain --mask motion --data videos/ --model small --epochs 100
 
       mgmae pretrain recipes/pretrain/mgmae_vit_b_ssv2.yaml --data train.csv --device cuda
+
+      mgmae pretrain --init videomae_vit_b.pth --model base --data videos/ --epochs 50
 
       mgmae pretrain --resume runs/motion-tiny-20260101-120000
     """

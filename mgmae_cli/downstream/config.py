@@ -61,6 +61,7 @@ class FinetuneModel(Section):
     """The classifier. Its encoder is the checkpoint's; `name` is checked, not chosen."""
 
     name: str | None = Field(None, description="the encoder's preset; null: the checkpoint's")
+    allow_partial: bool = Field(False, description="start from what fits where the checkpoint's keys don't fit")
     tubelet: int | None = Field(None, ge=1, description="frames per token; another than the checkpoint's is fitted")
     patch: int | None = Field(None, ge=1, description="pixels per token side; another than the checkpoint's is fitted")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, rising from 0")

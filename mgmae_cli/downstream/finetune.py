@@ -28,9 +28,8 @@ from mgmae_cli.downstream.metrics import report
 from mgmae_cli.downstream.pictures import curves_png
 from mgmae_cli.downstream.predict import predict, views_story
 from mgmae_cli.downstream.settings import open_train, open_val, view_spec
-from mgmae_cli.engine import distributed
 from mgmae_cli.engine.distributed import Place
-from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, run_job
+from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, placed, run_job
 from mgmae_cli.engine.run_folder import new_run_path, read_metrics
 from mgmae_cli.engine.trainer import Plan, Validation
 from mgmae_cli.model.classifier import VideoClassifier
@@ -97,16 +96,11 @@ def finetune(
     console = console or Console(stderr=True)
     started = time.monotonic()
     config = settings.config
-    place = distributed.find_place(config.run.device, config.run.precision)
-    try:
-        out = resume or config.run.out or new_run_path(f"finetune-{config.model.name}")
-        run = config.run.model_copy(update={"out": out, "precision": place.precision})
+    out = resume or config.run.out or new_run_path(f"finetune-{config.model.name}")
+    with placed(config.run, out) as (place, run):
         config = config.model_copy(update={"run": run})
         settings = replace(settings, resolved=replace(settings.resolved, config=config))
-        job, remarks = finetune_job(settings, place)
-        if place.is_main:
-            for remark in remarks:
-                console.print(remark, style="yellow", soft_wrap=True, markup=False)
+        job = finetune_job(settings, place)
         run_job(job, place, out, resume is not None, console)
         if not place.is_main:
             return None
@@ -116,19 +110,19 @@ def finetune(
         measured = [record for record in records if "top1" in record]
         best = max(measured, key=lambda record: float(record["top1"]))
         return FinetuneResult(out, settings, best, measured[-1], time.monotonic() - started)
-    finally:
-        distributed.leave()
 
 
-def finetune_job(settings: FinetuneSettings, place: Place) -> tuple[Job, list[str]]:
-    """Return the job that the settings describe, and remarks on its data."""
+def finetune_job(settings: FinetuneSettings, place: Place) -> Job:
+    """Return the job that the settings describe; its model is on the device.
+
+    Raises:
+        MgmaeError: data that can't be read, or weights that don't fit.
+    """
     config, geometry = settings.config, settings.geometry
     train = labelled(open_train(settings.resolved))
     val = labelled(open_val(settings.resolved), train.classes, "testing")
-    remarks = check_splits(train, val)
     model, notes = _classifier(settings, len(train.classes))
     model = model.to(place.device)
-    remarks += notes
     length, augment = config.train, config.augment
     plan = make_plan(
         length.batch_size,
@@ -154,7 +148,7 @@ def finetune_job(settings: FinetuneSettings, place: Place) -> tuple[Job, list[st
             len(train.classes),
         )
     ema = ModelEmaV3(model, decay=length.ema) if length.ema is not None else None
-    job = Job(
+    return Job(
         kind="finetune",
         config=config,
         run=config.run,
@@ -182,9 +176,9 @@ def finetune_job(settings: FinetuneSettings, place: Place) -> tuple[Job, list[st
         },
         load_extra=lambda payload: ema.module.load_state_dict(payload["ema"]) if ema is not None else None,
         after_step=(lambda: ema.update(model)) if ema is not None else None,
+        notes=[*check_splits(train, val), *notes],
         rerun="mgmae finetune --recipe config.yaml",
     )
-    return job, remarks
 
 
 def _classifier(settings: FinetuneSettings, num_classes: int) -> tuple[VideoClassifier, list[str]]:
@@ -202,7 +196,8 @@ def _classifier(settings: FinetuneSettings, num_classes: int) -> tuple[VideoClas
     )
     if settings.start is None or config.baseline == "random":
         return model, []
-    return model, [note for note in load_into(model, settings.start.weights) if "start anew" not in note]
+    notes = load_into(model, settings.start.weights, config.model.allow_partial)
+    return model, [note for note in notes if "start anew" not in note]
 
 
 def _clip_spec(config: FinetuneConfig) -> ClipSpec:

@@ -113,13 +113,16 @@ def _checked(resolved: Resolved[FinetuneConfig], geometry: Geometry, start: Load
     problems = [str(resolved.problem(problem)) for problem in _contradictions(config)]
     if problems:
         raise ConfigError("\n".join(problems))
-    resolved = replace(resolved, config=config.model_copy(update={"model": model}))
+    changes = {"model": model, "checkpoint": start.path if start else config.checkpoint}  # the file, not the run folder
+    resolved = replace(resolved, config=config.model_copy(update=changes))
     return FinetuneSettings(resolved, geometry, grid, start)
 
 
 def _contradictions(config: FinetuneConfig) -> Iterator[str]:
     """Yield what is wrong between settings that are right by themselves."""
     data, train, augment = config.data, config.train, config.augment
+    if config.model.allow_partial and config.baseline == "random":
+        yield "model.allow_partial: the baseline random takes no weights; drop one of the two"
     if train.steps is None and train.epochs is None:
         yield "train.epochs: neither train.epochs nor train.steps is given; give one"
     if train.batch_size % data.samples_per_video:

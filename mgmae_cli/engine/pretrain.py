@@ -15,16 +15,29 @@ from typing import TypeAlias
 from rich.console import Console
 
 from mgmae_cli.config import Layer, RunConfig
-from mgmae_cli.engine import distributed
+from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import decay_groups
-from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, resumed_layers, run_job
+from mgmae_cli.engine.run import (
+    Job,
+    common_facts,
+    device_facts,
+    make_plan,
+    make_schedule,
+    placed,
+    resumed_layers,
+    run_job,
+)
 from mgmae_cli.engine.run_folder import new_run_path
 from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.engine.trainer import Plan
+from mgmae_cli.errors import CheckpointError
 from mgmae_cli.masking.masker import Masker
+from mgmae_cli.model.formats_read import read_weights
+from mgmae_cli.model.loading import load_into
 from mgmae_cli.model.videomae import VideoMAE, build_videomae
+from mgmae_cli.model.weights import Weights
 from mgmae_cli.registry import Registry
 from mgmae_cli.seeds import derive_generator
 from mgmae_cli.settings import Settings, resolve_layers
@@ -73,26 +86,32 @@ def pretrain(
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
-    place = distributed.find_place(settings.config.run.device, settings.config.run.precision)
-    try:
-        config = settings.config
-        out = resume or config.run.out or default_out(config)
-        run = config.run.model_copy(update={"out": out, "precision": place.precision})
+    config = settings.config
+    out = resume or config.run.out or default_out(config)
+    init = _read_init(config.model.init, out)
+    if init is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": init.path})})
+    with placed(config.run, out) as (place, run):
         settings = replace(settings, config=config.model_copy(update={"run": run}))
         masker = settings.make_masker()
-        job, model = pretrain_job(settings, masker, place)
+        job, model = pretrain_job(settings, masker, place, init)
         if make_monitor is not None:
             job = replace(job, monitor=make_monitor(settings.config, masker, place, job.plan.steps))
         run_job(job, place, out, resume is not None, console)
         if not place.is_main:
             return None
         return PretrainResult(out, settings, model, masker, job.dataset, place, time.monotonic() - started)
-    finally:
-        distributed.leave()
 
 
-def pretrain_job(settings: Settings, masker: Masker, place: Place) -> tuple[Job, VideoMAE]:
-    """Return the job that the settings describe, and its model, on the device."""
+def pretrain_job(settings: Settings, masker: Masker, place: Place, init: Weights | None = None) -> tuple[Job, VideoMAE]:
+    """Return the job that the settings describe, and its model, on the device.
+
+    Args:
+        init: what the model starts from; None: random weights.
+
+    Raises:
+        MgmaeError: data that can't be read, or weights that don't fit.
+    """
     config = settings.config
     source = settings.make_source()
     train = config.train
@@ -113,7 +132,9 @@ def pretrain_job(settings: Settings, masker: Masker, place: Place) -> tuple[Job,
         masker.estimator.to(place.device)
     seed = derive_generator(config.seed, _WEIGHTS).initial_seed()
     shape = config.model
-    model = build_videomae(shape.name, masker.grid, seed, shape.decoder_depth, shape.checkpointing).to(place.device)
+    model = build_videomae(shape.name, masker.grid, seed, shape.decoder_depth, shape.checkpointing)
+    notes = [] if init is None else _start_from(init, model, shape.allow_partial)
+    model = model.to(place.device)
     job = Job(
         kind="pretrain",
         config=config,
@@ -132,10 +153,33 @@ def pretrain_job(settings: Settings, masker: Masker, place: Place) -> tuple[Job,
         facts=[
             device_facts(place),
             *_facts(config, masker, model, plan),
+            *([("start", f"{init.path}: {init.describe()}")] if init is not None else []),
             *common_facts(plan, schedule, train.base_lr, train.batch_size, place),
         ],
+        notes=notes,
     )
     return job, model
+
+
+def _read_init(path: Path | None, out: Path) -> Weights | None:
+    """Return the weights that a run starts from; None where it has none, or has saved its own already.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of the VideoMAE family.
+    """
+    if path is None or CheckpointFolder(out / "checkpoints").all():
+        return None
+    try:
+        return read_weights(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init: {error}") from None
+
+
+def _start_from(init: Weights, model: VideoMAE, allow_partial: bool) -> list[str]:
+    try:
+        return load_into(model, init, allow_partial)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init: {error}") from None
 
 
 def resumed_settings(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgmae_cli.config import Layer, RunConfig, RunSection, build, dump, flatten, merge, recipe_layer
+from mgmae_cli.engine import distributed
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place, together
 from mgmae_cli.engine.monitor import Monitor
@@ -56,6 +58,7 @@ class Job:
         extra_state, load_extra: more to save and restore, such as averaged weights.
         after_step: called after each change of the weights.
         monitor: looks for what seems wrong as the run goes, or None.
+        notes: what the user should know besides, said at the start.
         rerun: the command that starts another such run from config.yaml.
     """
 
@@ -79,6 +82,7 @@ class Job:
     load_extra: Callable[[Mapping[str, Any]], None] = field(default=lambda payload: None)
     after_step: Callable[[], None] | None = None
     monitor: Monitor | None = None
+    notes: Sequence[str] = ()
     rerun: str = "mgmae pretrain config.yaml"
 
 
@@ -91,6 +95,26 @@ class _Start:
     window: Sequence[float] = ()
     best: float = -math.inf
     notes: Sequence[str] = ()
+
+
+@contextmanager
+def placed(run: RunSection, out: Path) -> Iterator[tuple[Place, RunSection]]:
+    """Find the device and join the other processes for the time of a run.
+
+    Args:
+        out: the run folder.
+
+    Yields:
+        The place, and the section `run` with nothing left to choose.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    place = distributed.find_place(run.device, run.precision)
+    try:
+        yield place, run.model_copy(update={"out": out, "precision": place.precision})
+    finally:
+        distributed.leave()
 
 
 def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
@@ -112,7 +136,7 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
             writer = Scalars(out / "tensorboard", start.step)
     if place.is_main:
         console.print(settings_table(f"mgmae {job.kind}", [*job.facts, ("run folder", str(out))]), soft_wrap=True)
-        for note in start.notes:
+        for note in [*job.notes, *start.notes]:
             console.print(note, style="yellow", soft_wrap=True, markup=False)
     task = job.make_task(wrap(job.model, place, job.run.compile))
     stream = batches(_loader(job, place, start.step))

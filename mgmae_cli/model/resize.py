@@ -36,7 +36,7 @@ def resize_weights(weights: Weights, grid: ClipGrid) -> Weights:
         if weights.kind == "pretrain":
             raise CheckpointError(
                 f"{weights.title}: tokens can't go from {sizes}, since its decoder predicts the old tokens' pixels; "
-                "keep the token's size, or take the encoder alone (mgmae convert --encoder)"
+                "keep model.tubelet and model.patch, or take the encoder alone (mgmae convert --encoder)"
             )
         key = "patch_embed.proj.weight"
         state[key] = resize_embedding(state[key], grid.tubelet, grid.patch)

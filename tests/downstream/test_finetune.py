@@ -126,8 +126,8 @@ def test_it_starts_from_the_checkpoints_encoder_and_the_baseline_does_not(
 
     place = Place(torch.device("cpu"), "fp32")
     known = load_encoder(pretrained).weights.state
-    job, _ = finetune_job(settings(pretrained, tmp_path / "a", registry), place)
-    other, _ = finetune_job(settings(pretrained, tmp_path / "b", registry, baseline="random"), place)
+    job = finetune_job(settings(pretrained, tmp_path / "a", registry), place)
+    other = finetune_job(settings(pretrained, tmp_path / "b", registry, baseline="random"), place)
     for key, value in job.model.state_dict().items():
         if key.startswith(("patch_embed", "blocks")):
             assert torch.equal(value, known[key]), key
@@ -136,13 +136,31 @@ def test_it_starts_from_the_checkpoints_encoder_and_the_baseline_does_not(
     assert torch.equal(other.model.head.weight, job.model.head.weight)  # seeds are the same
 
 
+def test_a_checkpoint_with_keys_missing_is_taken_only_when_asked(
+    pretrained: Path, tmp_path: Path, registry: Registry
+) -> None:
+    from mgmae_cli.downstream.finetune import finetune_job
+    from mgmae_cli.engine.distributed import Place
+
+    payload = read_checkpoint(load_encoder(pretrained).path)
+    del payload["model"]["encoder.blocks.2.attn.proj.bias"]
+    torch.save(payload, tmp_path / "part.pt")
+    place = Place(torch.device("cpu"), "fp32")
+    with pytest.raises(CheckpointError, match=r"part.pt: .*--allow-partial\nmissing: blocks.2.attn.proj.bias$"):
+        finetune_job(settings(tmp_path / "part.pt", tmp_path / "a", registry), place)
+    job = finetune_job(settings(tmp_path / "part.pt", tmp_path / "b", registry, model__allow_partial=True), place)
+    assert "missing: blocks.2.attn.proj.bias" in job.notes
+    with pytest.raises(ConfigError, match=r"model.allow_partial: the baseline random takes no weights"):
+        settings(pretrained, tmp_path / "c", registry, baseline="random", model__allow_partial=True)
+
+
 def test_a_classifiers_head_starts_anew(pretrained: Path, tmp_path: Path, registry: Registry) -> None:
     run(settings(pretrained, tmp_path / "first", registry, train__base_lr=1.0))
     second = settings(tmp_path / "first", tmp_path / "second", registry, **{"data__options__classes": 4})
     from mgmae_cli.downstream.finetune import finetune_job
     from mgmae_cli.engine.distributed import Place
 
-    job, _ = finetune_job(second, Place(torch.device("cpu"), "fp32"))
+    job = finetune_job(second, Place(torch.device("cpu"), "fp32"))
     assert job.model.head.weight.shape == (4, 192)
     assert job.model.head.weight.abs().max() < 1e-4
     assert torch.equal(
