@@ -46,7 +46,8 @@ def figures(out: Path) -> list[dict[str, str]]:
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mgmae_cli", "ablate", str(recipe), "--out", str(out)]
+    # two at once have one thread each: two threads wait for each other where other tests keep the cores busy
+    command = [sys.executable, "-m", "mgmae_cli", "ablate", str(recipe), "--out", str(out), "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -61,7 +62,7 @@ def until(condition, seconds: float = 60) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    results = run_ablation(write(folder, 40), Options(out=folder / "out"), Console(quiet=True))
+    results = run_ablation(write(folder, 40), Options(out=folder / "out", jobs=2), Console(quiet=True))
     assert results is not None
     return folder / "out"
 
@@ -110,11 +111,11 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_go_on(tmp_path: Pa
 
 def test_only_does_the_cells_that_are_named_and_more_seeds_add_to_what_is_done(tmp_path: Path) -> None:
     recipe, out = write(tmp_path, 2), tmp_path / "out"
-    run_ablation(recipe, Options(out=out, only=["tube"], seeds=1), Console(quiet=True))
+    run_ablation(recipe, Options(out=out, only=["tube"], seeds=1, jobs=2), Console(quiet=True))
     done = [path.parent.parent.name for path in out.glob("cells/*/seed-*/state.json")]
     assert done == ["tube"]
     before = (out / "cells/tube/seed-0/state.json").read_text()
-    results = run_ablation(recipe, Options(out=out, seeds=2), Console(quiet=True))
+    results = run_ablation(recipe, Options(out=out, seeds=2, jobs=2), Console(quiet=True))
     assert results is not None
     assert [row.done for row in results.rows] == [[0, 1], [0, 1]]
     assert (out / "cells/tube/seed-0/state.json").read_text() == before
