@@ -15,8 +15,9 @@ from mgmae_cli.ablation.grid import Cell, choose, expand
 from mgmae_cli.ablation.recipe import Ablation, load_ablation
 from mgmae_cli.ablation.report import write_report
 from mgmae_cli.ablation.runner import Watch, run_locally
-from mgmae_cli.ablation.state import Run, locked, plan_runs, write_spec
+from mgmae_cli.ablation.state import Run, plan_runs, write_spec
 from mgmae_cli.ablation.table import Results, rich_table
+from mgmae_cli.engine.lock import locked
 from mgmae_cli.engine.progress import format_seconds
 from mgmae_cli.engine.run_folder import replace_text
 from mgmae_cli.errors import ConfigError, MgmaeError, RunError, did_you_mean
@@ -65,7 +66,7 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
         _show_plan(ablation, chosen, wanted, options.jobs, console)
         return None
     with locked(
-        out / ".lock", 0.0, f"{out}: another mgmae ablate works in this folder; wait for it, or choose another --out"
+        out / ".lock", f"{out}: another mgmae ablate works in this folder; wait for it, or choose another --out"
     ):
         by_name = {cell.name: cell for cell in cells}
         if not options.report_only:

@@ -13,12 +13,9 @@ A run that is done is never done again; one whose settings have changed is refus
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,34 +131,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, content: Any) -> None:
     """Write a small file whole or not at all."""
     replace_text(path, json.dumps(content, indent=1) + "\n")
-
-
-@contextmanager
-def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
-    """Hold a lock file; it is free again when this process ends, however it ends.
-
-    Args:
-        seconds: how long to wait for another process to let it go.
-        busy: what to say where it does not.
-
-    Raises:
-        RunError: another process holds it, or it can't be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise RunError(f"{path.parent}: can't be written: {error.strerror or error}; choose another --out") from error
-    try:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    raise RunError(busy) from None
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(file)

@@ -20,15 +20,16 @@ from queue import Queue
 from rich.console import Console
 
 from mgmae_cli.ablation.evaluate import NEED_TRAINING, Finished, run_evaluation
-from mgmae_cli.ablation.state import Run, locked, write_json
+from mgmae_cli.ablation.state import Run, write_json
 from mgmae_cli.config import Layer, flatten
 from mgmae_cli.diagnose.health import HealthMonitor
 from mgmae_cli.engine.checkpoint import CheckpointFolder
+from mgmae_cli.engine.lock import locked
 from mgmae_cli.engine.pretrain import pretrain, resumed_settings
 from mgmae_cli.errors import Interrupted, MgmaeError
 from mgmae_cli.settings import Settings, resolve_layers
 
-_SECONDS_FOR_OTHERS = 30.0  # a killed run's loader processes take some seconds to notice
+_SECONDS_FOR_OTHERS = 30.0  # the process of an ablation that was killed takes a moment to notice
 
 
 def open_run(folder: Path) -> Run:
@@ -48,7 +49,7 @@ def do_run(folder: Path, workers: int | None = None) -> bool:
     """
     run = open_run(folder)
     busy = f"{folder}: another process works on this run"
-    with locked(folder / ".lock", _SECONDS_FOR_OTHERS, busy):
+    with locked(folder / ".lock", busy, _SECONDS_FOR_OTHERS):
         if run.state()["status"] == "done":
             return True
         with (folder / "log.txt").open("a", encoding="utf-8") as log:

@@ -9,8 +9,8 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mgmae_cli.config import Layer, RunConfig, RunSection, build, dump, flatten,
 from mgmae_cli.engine import distributed
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place, together
+from mgmae_cli.engine.lock import locked
 from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import Schedule, make_adamw
 from mgmae_cli.engine.progress import Reporter, settings_table
@@ -124,8 +125,20 @@ def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -
         out: the run folder; with `resume`, that of the run to go on with.
 
     Raises:
-        MgmaeError: anything the user can mend; the folder keeps what was saved.
+        MgmaeError: anything the user can mend, such as another process that works in the folder; that keeps what was
+            saved.
     """
+    busy = f"{out}: another process works on this run; wait for it, or choose another --out"
+    with ExitStack() as held:
+        note = ""
+        with together():
+            if place.is_main:
+                note = held.enter_context(locked(out / ".lock", busy))
+        _train(replace(job, notes=[*job.notes, *([note] if note else [])]), place, out, resume, console)
+
+
+def _train(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
+    """Do what `run_job` says, in a folder that nobody else works in."""
     checkpoints = CheckpointFolder(out / "checkpoints", job.run.keep_last, job.run.save_every)
     optimizer = make_adamw(job.groups, job.schedule(0), job.betas, place.device)
     start = _restore(job, optimizer, checkpoints, place) if resume else _Start()
