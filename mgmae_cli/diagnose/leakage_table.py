@@ -129,7 +129,7 @@ def _flow_of(masker: Masker, clip: Tensor, truth: TruthFlow | None, generator: t
     if isinstance(strategy, MotionMask):
         size = (masker.grid.height, masker.grid.width)
         visibility = strategy.visibility(masker.inputs(clip, generator, truth))
-        base = strategy._base_frames(masker.inputs(clip, generator))
+        base = strategy.base_frames(masker.inputs(clip, generator))
         options = strategy.options
         map_grid = (visibility.shape[2], visibility.shape[3])
         found["hole_share"] = hole_share(motion, base, size, map_grid, options.warp, options.as_published)

@@ -94,7 +94,7 @@ class MotionMask(MaskStrategy):
     def visibility(self, inputs: MaskInputs) -> Tensor:
         options, grid = self.options, inputs.grid
         base_map = self._base_map(inputs)
-        base = self._base_frames(inputs)
+        base = self.base_frames(inputs)
         source, target = frame_pairs(base, grid.frames, options.warp, options.as_published)
         flow = flow_to_grid(inputs.flow(source, target), base_map.shape[1:], (grid.height, grid.width))
         if options.as_published:
@@ -106,6 +106,13 @@ class MotionMask(MaskStrategy):
         """Return V, the common budget; with `as_published`, the official code's smaller one."""
         self._stride(grid)  # a stride that doesn't fit is told before the first batch
         return grid.slots * self._visible_per_slot(grid, ratio)
+
+    def base_frames(self, inputs: MaskInputs) -> Tensor:
+        """Return the frames where the maps of a batch are drawn, (B,) on the CPU."""
+        frames = inputs.grid.frames
+        if self.options.base_frame == "random":
+            return torch.randint(frames, (inputs.batch,), generator=inputs.generator)
+        return torch.full((inputs.batch,), 0 if self.options.base_frame == "first" else frames // 2)
 
     def _visible_per_slot(self, grid: ClipGrid, ratio: float) -> int:
         common = grid.visible_per_slot(ratio)
@@ -140,13 +147,6 @@ class MotionMask(MaskStrategy):
         if options.init == "token":
             return token_map(visible, grid.patch, stride)
         return gaussian_map(visible, grid.patch, stride, options.sigma or grid.patch, options.combine)
-
-    def _base_frames(self, inputs: MaskInputs) -> Tensor:
-        """Return (B,) frame numbers on the CPU."""
-        frames = inputs.grid.frames
-        if self.options.base_frame == "random":
-            return torch.randint(frames, (inputs.batch,), generator=inputs.generator)
-        return torch.full((inputs.batch,), 0 if self.options.base_frame == "first" else frames // 2)
 
 
 def _default_stride(patch: int) -> int:
