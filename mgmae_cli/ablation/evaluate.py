@@ -24,7 +24,13 @@ from rich.console import Console
 from mgmae_cli.ablation.recipe import Evaluations
 from mgmae_cli.config import Layer, Section
 from mgmae_cli.diagnose.leakage_table import measure
+from mgmae_cli.downstream.config import ProbeConfig
+from mgmae_cli.downstream.finetune import finetune
+from mgmae_cli.downstream.finetune_settings import check_finetune, resolve_finetune, resumed_finetune
+from mgmae_cli.downstream.probe import probe, resolve_probe
+from mgmae_cli.downstream.settings import resolve_config
 from mgmae_cli.engine import distributed
+from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.pretrain import clip_spec
 from mgmae_cli.engine.run_folder import read_metrics
 from mgmae_cli.engine.step import PretrainTask
@@ -97,17 +103,25 @@ class Finished:
     console: Console
 
 
-def check_evaluations(evaluate: Evaluations) -> None:
-    """Refuse settings that an evaluation lacks, before anything is trained.
+def check_evaluations(evaluate: Evaluations, settings: Settings) -> None:
+    """Refuse settings that an evaluation lacks or can't have, before anything is trained.
+
+    Args:
+        settings: of a cell.
 
     Raises:
         ConfigError: naming the evaluation and the key.
     """
-    for name, settings in evaluate.items():
+    run = Finished(Path("run"), settings, Path("work"), Console(quiet=True))
+    for name, given in evaluate.items():
         if name in ("leakage", "reconstruction"):
-            _clips_options(name, settings)
-        elif name == "loss" and settings:
-            raise ConfigError(f"evaluate.loss.{next(iter(settings))}: loss has no settings; drop it")
+            _clips_options(name, given)
+        elif name == "finetune":
+            check_finetune([_layer(run, name, given)], settings.registry)
+        elif name != "loss":
+            resolve_config(ProbeConfig, [_layer(run, name, given)], registry=settings.registry)
+        elif given:
+            raise ConfigError(f"evaluate.loss.{next(iter(given))}: loss has no settings; drop it")
 
 
 def run_evaluation(name: str, run: Finished, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -210,8 +224,6 @@ def _layer(run: Finished, name: str, settings: Mapping[str, Any], **own: Any) ->
 
 def _probe(kind: str) -> Callable[[Finished, Mapping[str, Any]], dict[str, float]]:
     def function(run: Finished, settings: Mapping[str, Any]) -> dict[str, float]:
-        from mgmae_cli.downstream.probe import probe, resolve_probe
-
         out, cache = run.scratch / f"probe-{kind}", run.scratch / "features"
         shutil.rmtree(out, ignore_errors=True)  # what a killed run left
         own = {"probe.kind": kind, "probe.cache": str(cache), "run.out": str(out)}
@@ -222,10 +234,6 @@ def _probe(kind: str) -> Callable[[Finished, Mapping[str, Any]], dict[str, float
 
 
 def _finetune(run: Finished, settings: Mapping[str, Any]) -> dict[str, float]:
-    from mgmae_cli.downstream.finetune import finetune
-    from mgmae_cli.downstream.finetune_settings import resolve_finetune, resumed_finetune
-    from mgmae_cli.engine.checkpoint import CheckpointFolder
-
     out = run.scratch / "finetune"
     resume = bool(CheckpointFolder(out / "checkpoints").all())
     if resume:

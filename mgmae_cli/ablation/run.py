@@ -55,8 +55,9 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
     if options.slurm and options.launcher != "slurm":
         raise ConfigError(f"--slurm {options.slurm[0]}: has no effect without --launcher slurm")
     ablation = load_ablation(path, options.budget, options.assignments, options.seeds)
-    check_evaluations(ablation.evaluate)
     cells = expand(ablation)
+    for cell in cells:
+        check_evaluations(ablation.evaluate, cell.settings)
     chosen = choose(cells, options.only)
     out = options.out or Path("ablations") / (ablation.name + (f"-{ablation.budget}" if ablation.budget else ""))
     runs = plan_runs(out, cells, ablation.seeds)

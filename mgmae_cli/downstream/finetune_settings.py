@@ -62,6 +62,16 @@ def resolve_finetune(
     return _checked(resolved, start.geometry, start)
 
 
+def check_finetune(layers: Sequence[Layer], registry: Registry) -> None:
+    """Refuse what is wrong with settings whose checkpoint does not exist yet.
+
+    Raises:
+        MgmaeError: as `resolve_finetune`, as far as it can be told without the checkpoint.
+    """
+    resolved = resolve_config(FinetuneConfig, layers, [_DEFAULTS], registry=registry)
+    _refuse_contradictions(resolved)
+
+
 def resumed_finetune(
     run: Path, flags: Layer | None = None, assignments: Layer | None = None, registry: Registry | None = None
 ) -> FinetuneSettings:
@@ -116,6 +126,12 @@ def _checked(resolved: Resolved[FinetuneConfig], geometry: Geometry, start: Load
     changes = {"model": model, "checkpoint": start.path if start else config.checkpoint}  # the file, not the run folder
     resolved = replace(resolved, config=config.model_copy(update=changes))
     return FinetuneSettings(resolved, geometry, grid, start)
+
+
+def _refuse_contradictions(resolved: Resolved[FinetuneConfig]) -> None:
+    problems = [str(resolved.problem(problem)) for problem in _contradictions(resolved.config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _contradictions(config: FinetuneConfig) -> Iterator[str]:

@@ -100,11 +100,28 @@ def test_a_wrong_recipe_is_answered_with_what_and_where(tmp_path: Path, case: st
     assert expected in str(caught.value)
 
 
-def test_settings_that_an_evaluation_lacks_are_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.leakage\.clip: unknown key"):
-        check_evaluations({"leakage": {"clip": 3}})
-    with pytest.raises(ConfigError, match=r"evaluate\.loss\.clips: loss has no settings"):
-        check_evaluations({"loss": {"clips": 3}})
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        ({"leakage": {"clip": 3}}, r"evaluate\.leakage\.clip: unknown key"),
+        ({"loss": {"clips": 3}}, r"evaluate\.loss\.clips: loss has no settings"),
+        (
+            {"linear": {"probe.epoch": 3}},
+            r"evaluate\.linear: probe\.epoch: unknown key \(did you mean 'probe\.epochs'\?\)",
+        ),
+        ({"finetune": {"train.epochs": "many"}}, r"evaluate\.finetune: train\.epochs: 'many'"),
+        (
+            {"finetune": {"train.batch_size": 3, "augment.mixup": 0.8}},
+            r"evaluate\.finetune: .*mixup and cutmix mix pairs",
+        ),
+    ],
+)
+def test_settings_that_an_evaluation_lacks_are_refused_before_anything_is_trained(
+    tmp_path: Path, evaluate: dict[str, dict[str, object]], words: str
+) -> None:
+    settings = cells_of(tmp_path, HEAD + MASKS)[0].settings
+    with pytest.raises(ConfigError, match=words):
+        check_evaluations(evaluate, settings)
 
 
 def test_only_chooses_cells_by_name_or_label(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torchvision.models.optical_flow import raft_small
 
+from mgmae_cli.ablation.evaluate import check_evaluations
 from mgmae_cli.ablation.grid import expand
 from mgmae_cli.ablation.recipe import load_ablation
 from mgmae_cli.ablation.run import Options, run_ablation
@@ -67,6 +68,8 @@ def test_there_is_a_recipe_for_each_question() -> None:
 def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str) -> None:
     ablation = load_ablation(recipe, budget)
     cells = expand(ablation)
+    for cell in cells:
+        check_evaluations(ablation.evaluate, cell.settings)
     assert len(cells) == CELLS[recipe.stem]
     assert {cell.reference for cell in cells} <= {cell.name for cell in cells}
     config = cells[0].settings.config
