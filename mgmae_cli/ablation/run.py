@@ -48,7 +48,7 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
         MgmaeError: a recipe that is wrong, cells that can't be compared, or runs that failed.
         Stopped: a signal; the same call goes on.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     if options.launcher not in _LAUNCHERS:
         hint = did_you_mean(options.launcher, _LAUNCHERS)
         raise ConfigError(f"--launcher {options.launcher}: unknown{hint}; use local or slurm")

@@ -53,7 +53,7 @@ def do_run(folder: Path, workers: int | None = None) -> bool:
         if run.state()["status"] == "done":
             return True
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
-            console = Console(file=log, width=120)
+            console = Console(file=log, width=120, emoji=False)
             try:
                 _do(run, workers, console)
             except (Interrupted, KeyboardInterrupt):

@@ -49,7 +49,7 @@ def bench(
     Raises:
         MgmaeError: what the user can mend.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     registry = registry or default_registry()
     places = [find_place(options.device, precision) for precision in options.precisions]
     device = places[0].device

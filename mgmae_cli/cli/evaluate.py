@@ -54,7 +54,7 @@ def evaluate(
     result = test(resolve_evaluate(recipe, flags.flags_layer(locals(), _OWN), assignments or []))
     if result is None:
         return
-    found, console = result.report, Console()
+    found, console = result.report, Console(emoji=False)
     top5 = f", top-5 {found.top5:.2f} %" if found.top5 is not None else ""
     unreadable = f", of which {found.unreadable} are unreadable and count as wrong" if found.unreadable else ""
     console.print(

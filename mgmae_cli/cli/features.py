@@ -76,4 +76,4 @@ def features(
     if layers is not None:
         arguments["layers"] = [name.strip() for name in layers.split(",")]
     folder = extract(resolve_extract(recipe, flags.flags_layer(arguments, _OWN), assignments or []))
-    Console().print(f"features and index: {folder}", highlight=False, soft_wrap=True)
+    Console(emoji=False).print(f"features and index: {folder}", highlight=False, soft_wrap=True)

@@ -97,7 +97,7 @@ def finetune(
     result = downstream.finetune(settings, resume)
     if result is None:
         return
-    console = Console()
+    console = Console(emoji=False)
     best, last = (f"{record['top1']:.1f} % at step {record['step']}" for record in (result.best, result.last))
     console.print(f"top-1: best {best}, last {last}", highlight=False)
     console.print(f"test it: mgmae evaluate {result.folder}", highlight=False, soft_wrap=True)

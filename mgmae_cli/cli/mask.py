@@ -122,7 +122,7 @@ def leakage(
     given = {**locals(), "data": source, "clips": None}
     texts = mask or ["random", "tube", "motion"]
     rows = measure({text: _strategy(text, given, None, len(texts) > 1).settings for text in texts}, clips)
-    Console(highlight=False).print(as_table(rows))
+    Console(highlight=False, emoji=False).print(as_table(rows))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         replace_text(out / "leakage.csv", as_csv(rows))

@@ -53,7 +53,7 @@ def plugins(
     if as_json:
         typer.echo(json.dumps(listing, indent=2))
     else:
-        _print(listing, Console(highlight=False))
+        _print(listing, Console(highlight=False, emoji=False))
 
 
 def list_plugins(registry: Registry, names: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:

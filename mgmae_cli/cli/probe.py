@@ -79,6 +79,6 @@ def probe(
             rates = (inner, f"{sweep.rates.lr:g}", f"{sweep.rates.weight_decay:g}")
         top5 = "" if found.top5 is None else f"{found.top5:.1f}"
         table.add_row(row.layer, f"{found.top1:.1f}", top5, f"{found.mean_class:.1f}", *rates)
-    console = Console()
+    console = Console(emoji=False)
     console.print(table)
     console.print(f"in percent of {result.layers[0].report.videos} videos; {result.folder}", highlight=False)

@@ -21,7 +21,7 @@ def finish(result: PretrainResult, console: Console | None = None) -> None:
     Raises:
         RunError: a picture can't be written.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     losses = [record for record in read_metrics(result.folder) if "loss" in record]
     if result.settings.config.run.pictures:
         mask = result.settings.config.mask

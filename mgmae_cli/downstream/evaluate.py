@@ -98,7 +98,7 @@ def evaluate(settings: EvaluateSettings, console: Console | None = None) -> Eval
     Raises:
         MgmaeError: anything the user can mend.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     config, classifier = settings.config, settings.classifier
     place = distributed.find_place(config.run.device, config.run.precision)
     try:

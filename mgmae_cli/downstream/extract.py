@@ -83,7 +83,7 @@ def extract(run: ExtractRun, console: Console | None = None) -> Path:
     Raises:
         MgmaeError: anything the user can mend.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     config = run.config
     place = distributed.find_place(config.run.device, config.run.precision)
     try:

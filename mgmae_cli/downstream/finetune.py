@@ -93,7 +93,7 @@ def finetune(
     Raises:
         MgmaeError: anything the user can mend; the run folder keeps what was saved.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     started = time.monotonic()
     config = settings.config
     out = resume or config.run.out or new_run_path(f"finetune-{config.model.name}")

@@ -107,7 +107,7 @@ def probe(run: ProbeRun, console: Console | None = None) -> ProbeResult:
     Raises:
         MgmaeError: anything the user can mend.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     config, settings = run.config, run.config.probe
     place = distributed.find_place(config.run.device, config.run.precision)
     try:

@@ -84,7 +84,7 @@ def pretrain(
     Raises:
         MgmaeError: anything the user can mend; the run folder keeps what was saved.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     started = time.monotonic()
     config = settings.config
     out = resume or config.run.out or default_out(config)
