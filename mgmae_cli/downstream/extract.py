@@ -96,7 +96,10 @@ def extract(run: ExtractRun, console: Console | None = None) -> Path:
         layers = ("pixels",) if config.baseline == "pixels" else wanted.layers
         folder = new_folder(config.run.out, run.loaded.path, "features")
         facts = [
-            ("features", "raw pixels" if config.baseline == "pixels" else f"{run.loaded.path}"),
+            (
+                "features",
+                "raw pixels" if config.baseline == "pixels" else f"{run.loaded.path} ({run.loaded.weights.origin})",
+            ),
             ("baseline", config.baseline),
             device_facts(place),
             ("data", f"{len(source)} videos from {data.path or data.source}"),

@@ -83,6 +83,8 @@ def _training(weights: Weights) -> list[str]:
         return ["## Training", "The checkpoint says nothing about its training."]
     rows = []
     mask, flow, data = (dict(config.get(name) or {}) for name in ("mask", "flow", "data"))
+    if config.get("checkpoint"):
+        rows.append(("fine-tuned from", str(config["checkpoint"])))
     if mask:
         rows.append(("masking strategy", f"{mask.get('name')}, {mask.get('ratio')} of the tokens masked"))
         options = dict(mask.get("options") or {})

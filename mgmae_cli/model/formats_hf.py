@@ -33,6 +33,7 @@ ENCODER_NAMES = {
     r"embeddings\.patch_embeddings\.projection\.(weight|bias)": r"patch_embed.proj.\1",
     r"encoder\.layer\.(\d+)\.(.+)": r"blocks.\1.\2",
     r"layernorm\.(weight|bias)": r"norm.\1",
+    r"embeddings\.position_embeddings": r"pos_embed",
 }
 BLOCK_NAMES = {
     "layernorm_before": "norm1",
@@ -230,6 +231,8 @@ def _our_name(name: str, kind: Kind) -> str:
     """Rename one key; query, key and value weights keep their last part, to be joined later."""
     if name.startswith("classifier."):
         return name.replace("classifier.", "head.")
+    if name == "position_embeddings":
+        return "decoder.pos_embed"
     if block := re.fullmatch(r"decoder\.decoder_layers\.(\d+)\.(.+)", name):
         return f"decoder.blocks.{block[1]}.{_block_name(block[2])}"
     bare = name.removeprefix("videomae.")

@@ -7,6 +7,7 @@ and prefixes of wrappers. The files say neither heads nor clip size: heads follo
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,6 +51,14 @@ def find_state(payload: Any) -> dict[str, Tensor]:
                 name = name.removeprefix(wrapper)
             state[name] = tensor
     return state
+
+
+def stated_clip(payload: Any) -> tuple[int, int] | None:
+    """Return frames and pixels a side of a clip, where official files say so by the arguments of their training."""
+    args = payload.get("args") if isinstance(payload, Mapping) else None
+    told = vars(args) if isinstance(args, argparse.Namespace) else {}
+    frames, side = told.get("num_frames"), told.get("input_size")
+    return (frames, side) if isinstance(frames, int) and isinstance(side, int) else None
 
 
 def recognise(state: Mapping[str, Tensor]) -> Kind:
@@ -114,13 +123,18 @@ def tidy(state: Mapping[str, Tensor], kind: Kind) -> tuple[dict[str, Tensor], in
 
 
 def infer_geometry(
-    state: Mapping[str, Tensor], kind: Kind, tokens: int | None, heads: tuple[int | None, int | None]
+    state: Mapping[str, Tensor],
+    kind: Kind,
+    tokens: int | None,
+    heads: tuple[int | None, int | None],
+    clip: tuple[int, int] | None = None,
 ) -> tuple[Geometry, list[str]]:
     """Return the geometry that tensors' shapes tell, and notes on what had to be assumed.
 
     Args:
         tokens: N, where a position table told it.
         heads: of encoder and decoder, where the user gave them.
+        clip: frames and pixels a side, where the file states them.
 
     Raises:
         CheckpointError: heads can't be known; the shapes are none of a VideoMAE.
@@ -130,7 +144,7 @@ def infer_geometry(
     if embed.ndim != 5 or embed.shape[1] != 3 or embed.shape[3] != embed.shape[4]:
         raise CheckpointError(f"patch_embed.proj.weight is {tuple(embed.shape)}; expected (D, 3, t, p, p)")
     width, _, tubelet, patch, _ = embed.shape
-    grid, notes = _assumed_grid(tubelet, patch, tokens)
+    grid, notes = _likely_grid(tubelet, patch, tokens, clip)
     hidden = _hidden(state, f"{prefix}blocks.0.", width)
     size = ViTSize(width, _depth(state, prefix), heads[0] or _heads(width, ENCODER_HEADS, "--heads"), 0, 0, 0, hidden)
     if kind == "pretrain":
@@ -177,13 +191,16 @@ def _checked_positions(name: str, table: Tensor) -> int:
     return tokens
 
 
-def _assumed_grid(tubelet: int, patch: int, tokens: int | None) -> tuple[ClipGrid, list[str]]:
-    """Return 16 frames of 224 x 224 pixels, or of the square that a position table of `tokens` tells."""
-    frames, side = max(16 // tubelet, 1) * tubelet, max(224 // patch, 1) * patch
+def _likely_grid(
+    tubelet: int, patch: int, tokens: int | None, clip: tuple[int, int] | None
+) -> tuple[ClipGrid, list[str]]:
+    """Return the clip that is stated, or 16 frames of 224 x 224, with the side that a position table tells."""
+    frames, side = clip or (16, 224)
+    frames, side = max(frames // tubelet, 1) * tubelet, max(side // patch, 1) * patch
     grid = ClipGrid(frames, side, side, tubelet, patch)
     assumed = f"{frames} x {side} x {side} assumed"
     if tokens is None:
-        return grid, [f"the file doesn't say its clip size: {assumed}"]
+        return grid, [] if clip else [f"the file doesn't say its clip size: {assumed}"]
     rows = math.isqrt(tokens // grid.slots)
     if grid.slots * rows * rows == tokens:
         return ClipGrid(frames, rows * patch, rows * patch, tubelet, patch), []

@@ -22,7 +22,7 @@ from torch import Tensor
 from mgmae_cli.errors import CheckpointError, MgmaeError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.formats_hf import FIXED_EPS, from_hf, geometry_from_config, is_hf, labels_from_config
-from mgmae_cli.model.formats_official import find_state, infer_geometry, recognise, tidy
+from mgmae_cli.model.formats_official import find_state, infer_geometry, recognise, stated_clip, tidy
 from mgmae_cli.model.videomae import SIZES, preset
 from mgmae_cli.model.weights import KIND_WORDS, Geometry, Kind, Weights
 
@@ -74,7 +74,7 @@ def weights_from(payload: Any, heads: Heads = (None, None), hf_config: Mapping[s
     state, tokens, notes = tidy(state, kind)
     if GEOMETRY in payload or str(payload.get("format", "")).startswith("mgmae"):
         return _from_mgmae(payload, state, kind, notes)
-    geometry, assumed = infer_geometry(state, kind, tokens, heads)
+    geometry, assumed = infer_geometry(state, kind, tokens, heads, stated_clip(payload))
     origin = "encoder in timm's names" if kind == "encoder" and in_timms_names else f"official {KIND_WORDS[kind]}"
     return Weights(kind, state, geometry, origin, (*notes, *assumed))
 

@@ -26,6 +26,7 @@ from mgmae_cli.model.weights import Weights
 Format = Literal["mgmae", "official", "hf", "timm"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 FORMAT_NAME = "mgmae-weights-1"
+OFFICIAL_EPS = 1e-6
 
 
 def write_weights(weights: Weights, out: Path, to: Format, figures: Mapping[str, Any] | None = None) -> list[str]:
@@ -78,6 +79,11 @@ def _write_file(weights: Weights, path: Path, to: Format, safetensors: bool) -> 
             extra["labels"] = list(weights.labels)
         if to == "mgmae":
             extra |= {"config": weights.config, "step": weights.step}
+        elif other := {weights.geometry.eps, weights.geometry.last_eps} - {OFFICIAL_EPS}:
+            notes.append(
+                f"the official code fixes eps of norms at {OFFICIAL_EPS:g}; this model has "
+                f"{' and '.join(f'{eps:g}' for eps in sorted(other))}: outputs there differ by up to 1e-5 of their size"
+            )
     if safetensors:
         _save_safetensors(state, path, {key: json.dumps(value) for key, value in extra.items()})
     elif to == "timm":

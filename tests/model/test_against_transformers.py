@@ -1,8 +1,13 @@
-"""Equality with transformers' VideoMAE, built from configs with random weights: both directions, no network."""
+"""Equality with transformers' VideoMAE, built from configs with random weights: both directions, no network.
+
+Every weight is random, biases of queries and values among them, since some releases of transformers lose those.
+Base, and clips of full size, are marked slow.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from mgmae_cli.model.formats_hf import config_json, to_hf
 from mgmae_cli.model.formats_read import read_weights, weights_from
 from mgmae_cli.model.formats_write import write_weights
 from mgmae_cli.model.loading import build_model
-from mgmae_cli.model.tokens import gather_tokens, normalise_pixels, pixel_targets, split_tokens
+from mgmae_cli.model.tokens import gather_tokens, normalise_pixels, pixel_targets, position_table, split_tokens
 from mgmae_cli.model.videomae import SIZES, VideoMAE, ViTSize, pretrain_loss
 from mgmae_cli.model.weights import Kind, Weights, checked
 from tests.model.conftest import make_weights, random_clip, same_state, shaken
@@ -32,11 +37,18 @@ CLASSES = {
     "classifier": "VideoMAEForVideoClassification",
     "encoder": "VideoMAEModel",
 }
+KINDS: list[Kind] = ["pretrain", "classifier", "encoder"]
+TINY = ViTSize(32, 2, 2, 16, 2, 2)
 SHAPES = [
-    pytest.param(ClipGrid(4, 16, 16, 2, 8), ViTSize(32, 2, 2, 16, 2, 2), id="square"),
+    pytest.param(ClipGrid(4, 16, 16, 2, 8), TINY, id="square"),
     pytest.param(ClipGrid(6, 24, 16, 3, 8), ViTSize(48, 3, 4, 24, 3, 1, hidden=2.0, decoder_hidden=3.0), id="odd"),
-    pytest.param(ClipGrid(4, 32, 48, 2, 16), SIZES["small"], id="small"),
-    pytest.param(ClipGrid(4, 32, 32, 2, 16), SIZES["base"], id="base"),
+    pytest.param(ClipGrid(3, 28, 42, 3, 14), TINY, id="one slot of 14 x 14 pixels"),
+    pytest.param(ClipGrid(5, 8, 24, 1, 4), TINY, id="a slot a frame"),
+    pytest.param(ClipGrid(6, 32, 48, 3, 16), SIZES["small"], id="small"),
+    pytest.param(ClipGrid(4, 32, 48, 2, 16), SIZES["base"], id="base", marks=pytest.mark.slow),
+    pytest.param(ClipGrid(), SIZES["small"], id="small 16 x 224 x 224", marks=pytest.mark.slow),
+    pytest.param(ClipGrid(), SIZES["base"], id="base 16 x 224 x 224", marks=pytest.mark.slow),
+    pytest.param(ClipGrid(32, 192, 128, 2, 16), SIZES["small"], id="small 32 x 192 x 128", marks=pytest.mark.slow),
 ]
 
 
@@ -68,15 +80,20 @@ def their_model(kind: Kind, grid: ClipGrid, size: ViTSize, **changes: Any) -> An
 
 
 def assert_equal_outputs(ours: VideoMAE | VideoClassifier | VideoEncoder, theirs: Any, atol: float = 1e-5) -> None:
-    """Compare hidden states, logits and loss on a random clip and mask."""
+    """Compare hidden states, logits and loss on a random clip and mask, to 1e-5 of their size.
+
+    Of that, 9e-6 come from the Conv3d of transformers, measured against float64 at 32 x 192 x 128; ours is off by 2e-6.
+    """
     grid = ours.grid
-    clip = random_clip(grid)
-    mask = torch.rand(2, grid.tokens, generator=torch.Generator().manual_seed(2)).argsort(dim=1) >= grid.tokens // 4
+    clip = random_clip(grid, batch=2 if grid.tokens < 500 else 1)
+    order = torch.rand(len(clip), grid.tokens, generator=torch.Generator().manual_seed(2)).argsort(dim=1)
+    mask = order >= grid.tokens // 4
     visible, masked = split_tokens(mask, grid.tokens // 4)
     pixel_values = normalise_pixels(clip.movedim(1, -1)).permute(0, 1, 4, 2, 3)
 
     def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=atol)
+        size = float(wanted.std()) if wanted.numel() > 1 else 1.0
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=atol * max(size, 1.0))
 
     with torch.no_grad():
         if isinstance(ours, VideoMAE):
@@ -86,8 +103,6 @@ def assert_equal_outputs(ours: VideoMAE | VideoClassifier | VideoEncoder, theirs
             close(got.flatten(2), wanted.logits)
             loss = pretrain_loss(got, pixel_targets(gather_tokens(clip, masked, grid.tubelet, grid.patch)))
             close(loss, wanted.loss)
-            inverted = ours(clip, *split_tokens(~mask, grid.tokens - grid.tokens // 4))
-            assert inverted.shape != got.shape or not torch.allclose(inverted, got, atol=1e-2)
         elif isinstance(ours, VideoClassifier):
             close(ours.eval()(clip), theirs(pixel_values).logits)
         else:
@@ -100,12 +115,15 @@ def assert_equal_outputs(ours: VideoMAE | VideoClassifier | VideoEncoder, theirs
 # --- in -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("grid", "size"), SHAPES)
-def test_their_weights_give_equal_outputs_in_our_model_and_go_back_unchanged(grid: ClipGrid, size: ViTSize) -> None:
-    theirs = their_model("pretrain", grid, size)
+def test_their_weights_give_equal_outputs_in_our_model_and_go_back_unchanged(
+    kind: Kind, grid: ClipGrid, size: ViTSize
+) -> None:
+    theirs = their_model(kind, grid, size)
     config, state = theirs.config.to_dict(), theirs.state_dict()
     weights = weights_from(state, hf_config=config)
-    assert weights.kind == "pretrain"
+    assert weights.kind == kind
     ours, notes = build_model(weights)
     assert notes == []
     assert_equal_outputs(ours, theirs)
@@ -119,14 +137,6 @@ def test_their_weights_give_equal_outputs_in_our_model_and_go_back_unchanged(gri
     }
 
 
-@pytest.mark.parametrize("kind", ["classifier", "encoder"])
-def test_their_classifiers_and_encoders_give_equal_outputs(kind: Kind) -> None:
-    grid, size = SHAPES[1].values
-    theirs = their_model(kind, grid, size)
-    ours, _ = build_model(weights_from(theirs.state_dict(), hf_config=theirs.config.to_dict()))
-    assert_equal_outputs(ours, theirs)
-
-
 @pytest.mark.parametrize("kind", ["pretrain", "encoder"])
 def test_their_models_without_a_final_norm_are_read_as_such(kind: Kind) -> None:
     grid, size = SHAPES[0].values
@@ -136,7 +146,7 @@ def test_their_models_without_a_final_norm_are_read_as_such(kind: Kind) -> None:
     assert_equal_outputs(build_model(weights)[0], theirs)
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "classifier", "encoder"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_folders_that_they_save_are_read(kind: Kind, tmp_path: Path) -> None:
     grid, size = SHAPES[1].values
     theirs = their_model(kind, grid, size, id2label={n: f"move {n}" for n in range(5)})
@@ -188,6 +198,22 @@ def test_biases_on_keys_of_some_releases_are_dropped_and_said_to_be() -> None:
     assert with_keys.notes == ("biases on keys were dropped: they don't change softmax attention",)
 
 
+def test_position_tables_in_their_files_are_checked_and_left_out() -> None:
+    grid = SHAPES[0].values[0]
+    theirs = their_model("pretrain", *SHAPES[0].values)
+    state, config = theirs.state_dict(), theirs.config.to_dict()
+    tables = {
+        "videomae.embeddings.position_embeddings": position_table(grid.tokens, 32)[None],
+        "position_embeddings": position_table(grid.tokens, 16)[None],
+    }
+    assert same_state(
+        checked(weights_from({**state, **tables}, hf_config=config)), weights_from(state, hf_config=config)
+    )
+    tables["position_embeddings"] = tables["position_embeddings"] + 1
+    with pytest.raises(CheckpointError, match=r"decoder\.pos_embed is not the fixed sinusoidal table"):
+        weights_from({**state, **tables}, hf_config=config)
+
+
 def test_weights_without_a_config_tell_what_they_can() -> None:
     theirs = their_model("pretrain", ClipGrid(), replace(SIZES["tiny"], depth=1, decoder_depth=1))
     weights = checked(weights_from(theirs.state_dict()))
@@ -227,27 +253,49 @@ def load_theirs(folder: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
     return model.eval(), info
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "classifier", "encoder"])
-def test_written_folders_load_in_transformers_with_equal_outputs(
-    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def our_weights(kind: Kind, grid: ClipGrid, size: ViTSize) -> Weights:
+    """Return weights of ours with the norms that transformers fixes."""
+    weights = make_weights(kind, size=size, grid=grid)
+    return replace(weights, geometry=replace(weights.geometry, last_eps=1e-6 if kind == "encoder" else 1e-5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("grid", "size"), SHAPES)
+def test_written_folders_load_in_transformers_with_equal_outputs_and_come_back_unchanged(
+    kind: Kind, grid: ClipGrid, size: ViTSize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    weights = make_weights(kind)
-    weights = replace(weights, geometry=replace(weights.geometry, last_eps=1e-5 if kind != "encoder" else 1e-6))
+    weights = our_weights(kind, grid, size)
     write_weights(weights, tmp_path / "out", "hf")
-    theirs, info = load_theirs(tmp_path / "out", kind)
-    assert not info["missing_keys"]
-    assert not info["mismatched_keys"]
-    assert_equal_outputs(build_model(weights)[0], theirs)
-    back = read_weights(tmp_path / "out")
-    assert same_state(back, weights)
-    assert back.geometry == replace(weights.geometry, size=back.geometry.size)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
         "README.md",
     }
+    back = read_weights(tmp_path / "out")
+    assert same_state(back, weights)
+    assert back.geometry == replace(weights.geometry, size=back.geometry.size)
+    theirs, info = load_theirs(tmp_path / "out", kind)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert_equal_outputs(build_model(weights)[0], theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert same_state(read_weights(tmp_path / "theirs"), weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_of_queries_and_values_arrive_in_transformers(kind: Kind, tmp_path: Path) -> None:
+    weights = our_weights(kind, *SHAPES[1].values)
+    write_weights(weights, tmp_path / "out", "hf")
+    theirs, _ = load_theirs(tmp_path / "out", kind)
+    arrived = [
+        t for name, t in theirs.named_parameters() if re.search(r"(query\.bias|value\.bias|q_bias|v_bias)$", name)
+    ]
+    sent = [t for name, t in weights.state.items() if name.endswith(("q_bias", "v_bias"))]
+    assert len(arrived) == len(sent) > 0
+    assert all(one.any() for one in sent)
+    assert all(any(torch.equal(one, other) for other in arrived) for one in sent)
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "classifier"])

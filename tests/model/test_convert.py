@@ -136,6 +136,11 @@ def test_the_card_tells_the_recipe_the_data_the_masking_and_the_figures() -> Non
     assert parse_yaml(recipe, "card") == trained(make_weights("pretrain")).config
 
 
+def test_the_card_of_a_classifier_says_what_it_was_fine_tuned_from() -> None:
+    weights = replace(make_weights("classifier"), config={"checkpoint": "runs/ssv2/checkpoints/step-1.pt"})
+    assert "| fine-tuned from | runs/ssv2/checkpoints/step-1.pt |" in model_card(weights, [], {})
+
+
 def test_the_card_of_foreign_weights_claims_nothing() -> None:
     card = model_card(make_weights("classifier"), [], {})
     assert "The checkpoint says nothing about its training." in card

@@ -93,6 +93,15 @@ def test_trips_through_files_are_exact_and_leave_outputs_unchanged(
         assert (back.config, back.step) == ({"mask": {"name": "motion"}}, 7)
 
 
+def test_norms_that_the_official_code_has_not_are_said(tmp_path: Path) -> None:
+    weights = make_weights("pretrain")
+    assert write_weights(weights, tmp_path / "a.pth", "official") == []
+    foreign = replace(weights, geometry=replace(weights.geometry, eps=1e-12, last_eps=1e-5))
+    (note,) = write_weights(foreign, tmp_path / "b.pth", "official")
+    assert note.startswith("the official code fixes eps of norms at 1e-06; this model has 1e-12 and 1e-05")
+    assert read_weights(tmp_path / "b.pth").geometry == foreign.geometry  # we keep them
+
+
 def test_official_files_hold_the_state_under_model(tmp_path: Path) -> None:
     write_weights(make_weights("pretrain"), tmp_path / "x.pth", "official")
     payload = torch.load(tmp_path / "x.pth", weights_only=True)
@@ -127,20 +136,81 @@ def build_state(name: str, kind: str) -> dict[str, torch.Tensor]:
     return VideoClassifier(ClipGrid(), SIZES[name], 7).state_dict()
 
 
+def block_state(width: int, hidden: int) -> dict[str, torch.Tensor]:
+    """Return a block of the official layout, its tensors without memory."""
+    shapes = {
+        "attn.qkv.weight": (3 * width, width),
+        "attn.q_bias": (width,),
+        "attn.v_bias": (width,),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+        "mlp.fc2.bias": (width,),
+    }
+    norms = {f"norm{n}.{leaf}": (width,) for n in (1, 2) for leaf in ("weight", "bias")}
+    return {name: torch.empty(shape, device="meta") for name, shape in {**shapes, **norms}.items()}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "classifier"])
+def test_the_giant_of_videomae_v2_is_read(kind: Any) -> None:
+    """Width 1408, patch 14, 16 heads, MLPs of 48 / 11: its fine-tuning files lie under `module`, with 710 classes."""
+    parts = {
+        "pretrain": {
+            **{f"encoder.blocks.{n}.{name}": t for n in range(40) for name, t in block_state(1408, 6144).items()},
+            **{f"decoder.blocks.{n}.{name}": t for n in range(4) for name, t in block_state(512, 2234).items()},
+            "encoder.norm.weight": (1408,),
+            "encoder.norm.bias": (1408,),
+            "encoder_to_decoder.weight": (512, 1408),
+            "mask_token": (1, 1, 512),
+            "decoder.norm.weight": (512,),
+            "decoder.norm.bias": (512,),
+            "decoder.head.weight": (1176, 512),
+            "decoder.head.bias": (1176,),
+        },
+        "classifier": {
+            **{f"blocks.{n}.{name}": t for n in range(40) for name, t in block_state(1408, 6144).items()},
+            "fc_norm.weight": (1408,),
+            "fc_norm.bias": (1408,),
+            "head.weight": (710, 1408),
+            "head.bias": (710,),
+        },
+    }[kind]
+    prefix = "encoder." if kind == "pretrain" else ""
+    parts |= {f"{prefix}patch_embed.proj.weight": (1408, 3, 2, 14, 14), f"{prefix}patch_embed.proj.bias": (1408,)}
+    state = {name: torch.empty(t, device="meta") if isinstance(t, tuple) else t for name, t in parts.items()}
+    weights = checked(weights_from({"module": state}))
+    assert weights.kind == kind
+    assert weights.geometry.grid == ClipGrid(16, 224, 224, 2, 14)
+    size = weights.geometry.size
+    assert (size.width, size.depth, size.heads) == (1408, 40, 16)
+    assert (size.decoder_width, size.decoder_heads) == ((512, 8) if kind == "pretrain" else (0, 0))
+    assert weights.geometry.num_classes == (710 if kind == "classifier" else 0)
+
+
 def test_position_tables_tell_the_clip_size_and_learned_ones_are_refused() -> None:
     state = build_state("tiny", "classifier")
     with_table = weights_from({**state, "pos_embed": position_table(8 * 49, 192)[None]})
     assert with_table.geometry.grid == ClipGrid(16, 112, 112, 2, 16)
     assert with_table.notes == ()
     checked(with_table)
+    both = {
+        f"{part}.pos_embed": position_table(8 * 49, width)[None] for part, width in (("encoder", 192), ("decoder", 96))
+    }
+    pretrained = checked(weights_from({**build_state("tiny", "pretrain"), **both}))
+    assert pretrained.geometry.grid == ClipGrid(16, 112, 112, 2, 16)
     with pytest.raises(CheckpointError, match="learned positions"):
         weights_from({**state, "pos_embed": torch.zeros(1, 8 * 49, 192)})
 
 
 def test_argparse_namespaces_of_official_files_are_read(tmp_path: Path) -> None:
-    args = argparse.Namespace(lr=1e-3, opt_betas=[0.9, 0.95], model="pretrain_videomae_base_patch16_224")
+    args = argparse.Namespace(lr=1e-3, opt_betas=[0.9, 0.95], num_frames=32, input_size=160)
     torch.save({"model": build_state("tiny", "pretrain"), "args": args, "epoch": 1}, tmp_path / "c.pth")
-    assert read_weights(tmp_path / "c.pth").kind == "pretrain"
+    read = read_weights(tmp_path / "c.pth")
+    assert read.origin == "official pre-training model"
+    assert read.geometry.grid == ClipGrid(32, 160, 160, 2, 16)  # as the arguments say
+    assert read.notes == ()
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
