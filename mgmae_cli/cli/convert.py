@@ -37,9 +37,10 @@ def convert(
 ) -> None:
     """Convert weights between mgmae, the official code, transformers and timm.
 
-    IN is recognised by its keys. Formats: mgmae (keeps all), official (VideoMAE, VideoMAE V2, MGMAE), hf (a folder for
-    from_pretrained, with a model card), timm (the encoder as a plain state dict), export (a torch.export program that
-    turns clips into features). Files that end in .safetensors are written so.
+    IN is recognised by its keys. Formats: mgmae (keeps all), official (VideoMAE, VideoMAE V2, MGMAE),
+    hf (a folder for from_pretrained, with a model card), timm (the encoder as a plain state dict),
+    export (a torch.export program that turns clips into features). Files that end in .safetensors are
+    written so.
 
     [bold]Examples[/bold]
 
@@ -48,6 +49,8 @@ def convert(
       mgmae convert videomae_k400_vit_b.pth init.pt --to mgmae
 
       mgmae convert hf-base encoder.safetensors --to timm
+
+      mgmae convert hf-base encoder.pt --to mgmae --encoder --frames 32 --patch 8
 
       mgmae convert runs/motion-base features.pt2 --to export
     """
