@@ -28,8 +28,8 @@ from mgmae_cli.downstream.metrics import report
 from mgmae_cli.downstream.pictures import curves_png
 from mgmae_cli.downstream.predict import predict, views_story
 from mgmae_cli.downstream.settings import open_train, open_val, view_spec
-from mgmae_cli.engine.distributed import Place
-from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, placed, run_job
+from mgmae_cli.engine.distributed import Place, placed
+from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, run_job
 from mgmae_cli.engine.run_folder import new_run_path, read_metrics
 from mgmae_cli.engine.trainer import Plan, Validation
 from mgmae_cli.model.classifier import VideoClassifier

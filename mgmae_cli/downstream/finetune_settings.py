@@ -12,7 +12,7 @@ from mgmae_cli.downstream.config import FinetuneConfig
 from mgmae_cli.downstream.encoder import LoadedEncoder, load_encoder, size_name
 from mgmae_cli.downstream.settings import Resolved, checkpoint_of, resolve_config
 from mgmae_cli.engine.checkpoint import CheckpointFolder
-from mgmae_cli.engine.run import resumed_layers
+from mgmae_cli.engine.resume import resumed_layers
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.formats_read import GEOMETRY

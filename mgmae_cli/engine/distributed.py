@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from mgmae_cli.config import RunSection
 from mgmae_cli.errors import ConfigError, RunError
 
 Precision = Literal["fp32", "bf16"]
@@ -73,6 +75,26 @@ def leave() -> None:
     """Leave the process group, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def placed(run: RunSection, out: Path) -> Iterator[tuple[Place, RunSection]]:
+    """Find the device and join the other processes for the time of a run.
+
+    Args:
+        out: the run folder.
+
+    Yields:
+        The place, and the section `run` with nothing left to choose.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    place = find_place(run.device, run.precision)
+    try:
+        yield place, run.model_copy(update={"out": out, "precision": place.precision})
+    finally:
+        leave()
 
 
 # --- agreements ---------------------------------------------------------------------------------------------------

@@ -16,19 +16,11 @@ from rich.console import Console
 
 from mgmae_cli.config import Layer, RunConfig
 from mgmae_cli.engine.checkpoint import CheckpointFolder
-from mgmae_cli.engine.distributed import Place
+from mgmae_cli.engine.distributed import Place, placed
 from mgmae_cli.engine.monitor import Monitor
 from mgmae_cli.engine.optim import decay_groups
-from mgmae_cli.engine.run import (
-    Job,
-    common_facts,
-    device_facts,
-    make_plan,
-    make_schedule,
-    placed,
-    resumed_layers,
-    run_job,
-)
+from mgmae_cli.engine.resume import resumed_layers
+from mgmae_cli.engine.run import Job, common_facts, device_facts, make_plan, make_schedule, run_job
 from mgmae_cli.engine.run_folder import new_run_path
 from mgmae_cli.engine.step import PretrainTask
 from mgmae_cli.engine.trainer import Plan

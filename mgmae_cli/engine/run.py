@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgmae_cli.config import Layer, RunConfig, RunSection, build, dump, flatten, merge, recipe_layer
-from mgmae_cli.engine import distributed
+from mgmae_cli.config import RunSection, dump
 from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.engine.distributed import Place, together
 from mgmae_cli.engine.lock import locked
@@ -32,7 +31,6 @@ from mgmae_cli.engine.run_folder import RunFolder, Scalars, describe_environment
 from mgmae_cli.engine.step import Task
 from mgmae_cli.engine.trainer import Plan, Trainer, Validation
 from mgmae_cli.errors import CheckpointError, ConfigError
-from mgmae_cli.explain import place as place_of
 from mgmae_cli.registry import Registry
 from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import DataOrder, auto_workers, batches, make_loader
@@ -96,26 +94,6 @@ class _Start:
     window: Sequence[float] = ()
     best: float = -math.inf
     notes: Sequence[str] = ()
-
-
-@contextmanager
-def placed(run: RunSection, out: Path) -> Iterator[tuple[Place, RunSection]]:
-    """Find the device and join the other processes for the time of a run.
-
-    Args:
-        out: the run folder.
-
-    Yields:
-        The place, and the section `run` with nothing left to choose.
-
-    Raises:
-        ConfigError: a device that is not there.
-    """
-    place = distributed.find_place(run.device, run.precision)
-    try:
-        yield place, run.model_copy(update={"out": out, "precision": place.precision})
-    finally:
-        distributed.leave()
 
 
 def run_job(job: Job, place: Place, out: Path, resume: bool, console: Console) -> None:
@@ -219,41 +197,6 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, checkpoints: Checkpoint
         notes.append(f"the data held {videos} videos, and holds {plan.videos} now: their order changes from here on")
     notes.append(f"resuming from {path}")
     return _Start(int(payload["step"]), payload["bad"], payload["window"], float(payload["best"]), notes)
-
-
-def resumed_layers(run: Path, extra: Sequence[Layer], model: type[BaseModel] = RunConfig) -> list[Layer]:
-    """Return the settings of an earlier run as layers, with those given now, which may not change its results.
-
-    Args:
-        extra: flags and assignments.
-        model: the config of such runs.
-
-    Raises:
-        ConfigError: no such run, or settings would change what the run computes; all that do are named.
-    """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"--resume {run}: not a run folder: it has no config.yaml")
-    saved = recipe_layer(run / "config.yaml")
-    _, origins = merge([saved, *extra])
-    before, now = (dict(flatten(build(*merge(layers), model).model_dump())) for layers in ([saved], [saved, *extra]))
-    problems = [
-        f"{place_of(origins, key)}a resumed run keeps its settings ({key} = {before.get(key)}); "
-        "drop it, or start a new run"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key) and not _may_change(key)
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return [saved, *extra, Layer("--resume", {"run.out": str(run)})]
-
-
-def _may_change(key: str) -> bool:
-    """Return whether a resumed run may take another value; `_restore` sees to it that a step holds as many clips."""
-    if key.startswith("health."):
-        return True
-    if key.startswith("run."):
-        return key not in ("run.out", "run.precision")
-    return key in ("data.workers", "train.batch_size", "train.accumulate")
 
 
 def wrap(model: nn.Module, place: Place, compiled: bool) -> nn.Module:
