@@ -118,7 +118,7 @@ def load_payload(path: Path) -> Any:
                 f"loading it would run code ({unsafe[1] or 'objects of other classes'}), which is refused; save its "
                 "tensors alone, as in torch.save({'model': model.state_dict()}, PATH), where you trust the file"
             ) from None
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch's advice after it is for its developers
         known = reason and not reason.startswith("Weights only load failed")
         raise CheckpointError(f"damaged, or not a checkpoint{f': {reason}' if known else ''}") from None
 
