@@ -19,13 +19,14 @@ from torch import Tensor
 from mgmae_cli.errors import CheckpointError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.tokens import position_table
-from mgmae_cli.model.videomae import ViTSize
+from mgmae_cli.model.videomae import SIZES, ViTSize
 from mgmae_cli.model.weights import Geometry, Kind
 
 NESTS = ("model", "module", "state_dict", "model_state_dict")
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")
-ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # tiny, S, B, L, H, V2's giant
-DECODER_HEADS = {96: 3, 192: 3, 384: 6, 512: 8, 640: 8}
+# by width: ViT-Ti, V2's giant, and our presets
+ENCODER_HEADS = {192: 3, 1408: 16} | {size.width: size.heads for size in SIZES.values()}
+DECODER_HEADS = {640: 8} | {size.decoder_width: size.decoder_heads for size in SIZES.values()}
 TIMM_NAMES = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 
 

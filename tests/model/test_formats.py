@@ -26,6 +26,8 @@ from mgmae_cli.model.videomae import SIZES, VideoMAE, build_videomae
 from mgmae_cli.model.weights import Geometry, Weights, checked, expected_shapes
 from tests.model.conftest import GRID, make_weights, random_clip, same_state
 
+TINY = SIZES["tiny"]
+
 
 def outputs(weights: Weights) -> torch.Tensor:
     """Return what the weights' model computes on a fixed clip."""
@@ -125,7 +127,7 @@ def test_nests_and_prefixes_make_no_difference(kind: Any, wrap: Any) -> None:
     assert read.kind == kind
     assert all(torch.equal(read.state[name], tensor) for name, tensor in state.items())
     assert read.geometry.size == replace(SIZES["tiny"], decoder_hidden=4.0) or kind == "classifier"
-    assert read.geometry.size.heads == 3
+    assert read.geometry.size.heads == TINY.heads
     assert read.notes == ("the file doesn't say its clip size: 16 x 224 x 224 assumed",)
     checked(read)
 
@@ -191,17 +193,16 @@ def test_the_giant_of_videomae_v2_is_read(kind: Any) -> None:
 
 def test_position_tables_tell_the_clip_size_and_learned_ones_are_refused() -> None:
     state = build_state("tiny", "classifier")
-    with_table = weights_from({**state, "pos_embed": position_table(8 * 49, 192)[None]})
+    with_table = weights_from({**state, "pos_embed": position_table(8 * 49, TINY.width)[None]})
     assert with_table.geometry.grid == ClipGrid(16, 112, 112, 2, 16)
     assert with_table.notes == ()
     checked(with_table)
-    both = {
-        f"{part}.pos_embed": position_table(8 * 49, width)[None] for part, width in (("encoder", 192), ("decoder", 96))
-    }
+    widths = {"encoder": TINY.width, "decoder": TINY.decoder_width}
+    both = {f"{part}.pos_embed": position_table(8 * 49, width)[None] for part, width in widths.items()}
     pretrained = checked(weights_from({**build_state("tiny", "pretrain"), **both}))
     assert pretrained.geometry.grid == ClipGrid(16, 112, 112, 2, 16)
     with pytest.raises(CheckpointError, match="learned positions"):
-        weights_from({**state, "pos_embed": torch.zeros(1, 8 * 49, 192)})
+        weights_from({**state, "pos_embed": torch.zeros(1, 8 * 49, TINY.width)})
 
 
 def test_argparse_namespaces_of_official_files_are_read(tmp_path: Path) -> None:
@@ -330,7 +331,8 @@ def test_averaged_weights_are_kept_apart() -> None:
 def test_settings_that_contradict_the_tensors_are_refused() -> None:
     payload = training_checkpoint()
     payload["config"]["model"]["name"] = "small"
-    with pytest.raises(CheckpointError, match=r"say model small \(384 x 12\), its tensors 192 x 6"):
+    tiny = f"{TINY.width} x {TINY.depth}"
+    with pytest.raises(CheckpointError, match=rf"say model small \(384 x 12\), its tensors {tiny}"):
         weights_from(payload)
     payload["config"] = {"model": {}}
     with pytest.raises(CheckpointError, match="settings in the file are not understood"):
