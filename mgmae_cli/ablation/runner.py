@@ -253,9 +253,10 @@ def signals_noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def share(jobs: int) -> tuple[int, int]:
-    """Return the threads and loader processes of each of several jobs on this machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def share(jobs: int, cores: int | None = None) -> tuple[int, int]:
+    """Return the threads and loader processes of each of several jobs on some cores; None: on this machine's."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // jobs)
     if _gpus():
         return threads, max(1, min(16, threads - 1))
