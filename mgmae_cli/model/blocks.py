@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgmae_cli.model.attention import attention
+from mgmae_cli.model.linear import Linear, linear
 
 
 class Attention(nn.Module):
@@ -28,19 +29,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, num_outputs: int) -> Tensor:
         """Attend from the last `num_outputs` tokens of (B, N, D) to all of them; return (B, num_outputs, D)."""
         batch, num_tokens, width = x.shape
         no_bias = torch.zeros_like(self.v_bias)
         if num_outputs == num_tokens:
-            qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+            qkv = linear(x, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
             q, k, v = qkv.reshape(batch, num_tokens, 3, self.heads, -1).unbind(2)
         else:
             weight_q, weight_kv = torch.split(self.qkv.weight, [width, 2 * width])
-            q = F.linear(x[:, -num_outputs:], weight_q, self.q_bias).reshape(batch, num_outputs, self.heads, -1)
-            kv = F.linear(x, weight_kv, torch.cat([no_bias, self.v_bias]))
+            q = linear(x[:, -num_outputs:], weight_q, self.q_bias).reshape(batch, num_outputs, self.heads, -1)
+            kv = linear(x, weight_kv, torch.cat([no_bias, self.v_bias]))
             k, v = kv.reshape(batch, num_tokens, 2, self.heads, -1).unbind(2)
         x = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         x = self.proj(x.transpose(1, 2).flatten(2))
@@ -52,8 +53,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc2(F.gelu(self.fc1(x)))

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.blocks import Block
+from mgmae_cli.model.linear import linear
 from mgmae_cli.model.tokens import all_tokens, gather_tokens, normalise_pixels, position_table
 
 
@@ -32,7 +32,7 @@ class TubeletEmbed(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed (B, V, t, p, p, 3) uint8 tokens as (B, V, D)."""
         pixels = normalise_pixels(tokens).permute(0, 1, 5, 2, 3, 4).flatten(2)
-        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VideoEncoder(nn.Module):

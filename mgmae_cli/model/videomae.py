@@ -20,6 +20,7 @@ from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.blocks import Block
 from mgmae_cli.model.encoder import VideoEncoder, init_linear, run_block
+from mgmae_cli.model.linear import Linear, linear
 from mgmae_cli.model.tokens import position_table
 
 
@@ -107,7 +108,7 @@ class Decoder(nn.Module):
         """
         weight = self.head.weight.view(-1, 3, x.shape[-1]).transpose(0, 1).flatten(0, 1)
         bias = self.head.bias.view(-1, 3).t().flatten()
-        return F.linear(x, weight, bias).reshape(*x.shape[:2], 3, -1).transpose(2, 3)
+        return linear(x, weight, bias).reshape(*x.shape[:2], 3, -1).transpose(2, 3)
 
 
 class VideoMAE(nn.Module):
@@ -148,7 +149,7 @@ class VideoMAE(nn.Module):
             final_norm=final_norm,
             checkpointing=checkpointing,
         )
-        self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
+        self.encoder_to_decoder = Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         self.decoder = Decoder(
