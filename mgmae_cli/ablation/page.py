@@ -13,6 +13,7 @@ body { font: 15px/1.55 system-ui, "DejaVu Sans", sans-serif; color: var(--ink); 
 main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 34px 0 10px; border-bottom: 1px solid var(--line); padding-bottom: 5px; }
+h3 { font-size: 14px; margin: 20px 0 4px; color: var(--soft); }
 p.lead { font-size: 17px; color: var(--soft); margin: 0 0 14px; }
 p.note, figcaption, .small { color: var(--soft); font-size: 13px; }
 .wide { overflow-x: auto; }
@@ -29,8 +30,8 @@ table.facts td:first-child { color: var(--soft); white-space: nowrap; }
 .failed { color: #b3261e; }
 figure { margin: 14px 0; }
 img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 4px; padding: 12px 14px; overflow-x: auto;
-  font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 4px; padding: 12px 14px;
+  white-space: pre-wrap; overflow-wrap: anywhere; font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 .box { background: var(--tint); border-left: 4px solid #d99a2b; padding: 10px 16px; margin: 14px 0; }
 details summary { cursor: pointer; color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px; }

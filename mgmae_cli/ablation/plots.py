@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mgmae_cli.ablation.evaluate import METRICS
 from mgmae_cli.ablation.state import Run
@@ -54,6 +55,7 @@ def figures_png(results: Results) -> bytes | None:
         axes.set_title(METRICS[name].title + better, fontsize=10)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x", alpha=0.3)
     for axes in axes_list[len(names) :]:
         axes.set_axis_off()
@@ -78,6 +80,7 @@ def curves_png(results: Results, runs: Sequence[Run]) -> bytes | None:
     if not drawn:
         return None
     axes.set(xlabel="step", ylabel="loss on masked tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Pre-training loss: comparable between cells only where their masks are equally hard", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=1 + len(results.rows) // 10)

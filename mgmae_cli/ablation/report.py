@@ -15,13 +15,19 @@ from mgmae_cli.ablation.grid import Cell
 from mgmae_cli.ablation.plots import curves_png, figures_png, trade_off_png
 from mgmae_cli.ablation.recipe import Ablation
 from mgmae_cli.ablation.run_page import warning_lines
-from mgmae_cli.ablation.state import Run
-from mgmae_cli.ablation.table import Results, as_csv, as_json, collect, difference_text, mean_text
+from mgmae_cli.ablation.state import Run, read_json
+from mgmae_cli.ablation.table import Results, Row, as_csv, as_json, collect, difference_text, mean_text
 from mgmae_cli.config import dump
 from mgmae_cli.engine.run_folder import describe_environment, read_metrics, replace_text
 from mgmae_cli.errors import MgmaeError, RunError
 
 _PICTURED = 12  # cells whose masks are drawn
+_TABLES = {
+    "Accuracy and leakage": ("finetune", "linear", "attentive", "knn", "leak", "copy_error", "life"),
+    "Losses": ("loss", "unseen_loss", "tube_loss"),
+    "Flow": ("hole_share", "flow_error", "photometric_error", "consistency_error"),
+    "Cost": ("train_seconds", "clips_per_s", "data_wait"),
+}
 _PAPER_CLIPS = 169_000 * 800  # SSv2's training videos, 800 epochs
 
 
@@ -37,7 +43,7 @@ def write_report(
         RunError: a file can't be written.
     """
     results = collect(cells, runs)
-    environment = describe_environment(cells[0].settings.registry, cells[0].settings.config.run.device)
+    environment = environment_of(cells, runs)
     pictures = {
         "figures": figures_png(results),
         "trade_off": trade_off_png(results, ablation.recipe.sweep),
@@ -59,6 +65,25 @@ def write_report(
     return results
 
 
+def environment_of(cells: Sequence[Cell], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return where the runs were done; where they differ in something, a list of all that it was.
+
+    Runs without training keep no environment: for them it is the one of this process.
+    """
+    here = describe_environment(cells[0].settings.registry, cells[0].settings.config.run.device)
+    found = [read_json(run.run_folder / "environment.json") for run in runs]
+    known = [environment for environment in found if environment]
+    if not known:
+        return here
+    merged: dict[str, Any] = {}
+    for key in here:
+        values = {json.dumps(environment.get(key)): environment.get(key) for environment in known}
+        merged[key] = next(iter(values.values())) if len(values) == 1 else list(values.values())
+    starts = [str(environment.get("started")) for environment in known]
+    merged |= {"started": min(starts), "last_run_started": max(starts), "command": here["command"]}
+    return merged
+
+
 def _write_bytes(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
@@ -72,10 +97,12 @@ def mask_png(cells: Sequence[Cell]) -> bytes | None:
     from mgmae_cli.diagnose.show import Strategy, show_masks
 
     rows: list[Any] = []
+    before: Cell | None = None
     try:
         for cell in _differing(cells)[:_PICTURED]:
             name, found = show_masks([Strategy(cell.name, cell.settings)])
-            rows += found[-1:] if rows and _same_clip(cells[0], cell) else [*found[:1], found[-1]]
+            rows += found[-1:] if before and _same_clip(before, cell) else [*found[:1], found[-1]]
+            before = cell
     except MgmaeError:
         return None
     if not rows:
@@ -114,7 +141,7 @@ def _html(
         *([f'<p class="note">The paper: {escape(recipe.paper)}</p>'] if recipe.paper else []),
         _size(ablation, cells, results),
         "<h2>Results</h2>",
-        _table(results),
+        _tables(results),
         _failures(results),
         _legend(results),
         _warnings(runs),
@@ -149,7 +176,7 @@ def _html(
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(_short, value)) if isinstance(value, list) else str(value)
 
 
 def _size(ablation: Ablation, cells: Sequence[Cell], results: Results) -> str:
@@ -180,12 +207,23 @@ def _size(ablation: Ablation, cells: Sequence[Cell], results: Results) -> str:
     return page.facts(rows) + f'<div class="box">{escape(warning)}</div>'
 
 
-def _table(results: Results) -> str:
-    heads = ["cell", "seeds", *[METRICS[name].title for name in results.names]]
+def _tables(results: Results) -> str:
+    """Return the figures in tables that fit on a page, by what they are about; the first one has all cells."""
+    parts: list[str] = []
+    for title, group in _TABLES.items():
+        names = [name for name in results.names if name in group]
+        rows = [row for row in results.rows if not parts or any(name in row.entries for name in names)]
+        if names:
+            parts += [f"<h3>{title}</h3>", _table(rows, names)]
+    return "".join(parts) or _table(results.rows, [])
+
+
+def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
     lines = []
-    for row in results.rows:
-        line = [escape(row.cell.name), str(len(row.done))]
-        for name in results.names:
+    for row in rows:
+        failed = f' <span class="failed">{len(row.failed)} failed</span>' if row.failed else ""
+        line = [escape(row.cell.name), f"{len(row.done)}{failed}"]
+        for name in names:
             entry = row.entries.get(name)
             if entry is None:
                 line.append("-")
@@ -198,7 +236,7 @@ def _table(results: Results) -> str:
                 + (f'<span class="difference{clear}">{below}</span>' if below else "")
             )
         lines.append(line)
-    return page.table(heads, lines)
+    return page.table(["cell", "seeds", *[METRICS[name].title for name in names]], lines)
 
 
 def _failures(results: Results) -> str:

@@ -94,7 +94,8 @@ class Watch:
         states = [run.state()["status"] for run in self.runs]
         done, failed = states.count("done"), states.count("failed")
         fresh, passed = done - self._done_before, time.monotonic() - self.started
-        left = f", {format_seconds(passed / fresh * (len(states) - done - failed))} left" if fresh > 0 else ""
+        todo = len(states) - done - failed
+        left = f", {format_seconds(passed / fresh * todo)} left" if fresh > 0 and todo > 0 else ""
         return f"{done} of {len(states)} runs done" + (f", {failed} failed" if failed else "") + left
 
     def _tell(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,8 +127,9 @@ def test_a_folder_with_runs_of_other_settings_is_refused_with_the_setting(undist
         run_ablation(write(tmp_path, 4), Options(out=undisturbed), Console(quiet=True))
 
 
-def test_the_page_holds_everything_in_one_file(undisturbed: Path) -> None:
+def test_the_page_holds_everything_in_one_file_and_loads_nothing(undisturbed: Path) -> None:
     text = (undisturbed / "report.html").read_text()
+    assert not re.search(r"@import|url\(", text)
 
     class Links(HTMLParser):
         def __init__(self) -> None:
@@ -135,15 +137,23 @@ def test_the_page_holds_everything_in_one_file(undisturbed: Path) -> None:
             self.sources: list[str] = []
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            assert tag not in ("script", "link")
-            self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+            assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+            loading = ("src", "href", "srcset", "data", "poster", "background", "action")
+            self.sources += [value or "" for name, value in attributes if name in loading]
 
     parser = Links()
     parser.feed(text)
     assert len(parser.sources) == 3  # figures, curves, masks
     assert all(source.startswith("data:image/png;base64,") for source in parser.sources)
     assert "Which masks &amp; why?" in text
-    for expected in ("4 runs done", "of the clips of the paper", "mask.name: tube", "torch", "95 % confidence"):
+    for expected in (
+        "4 runs done",
+        "last_run_started",
+        "of the clips of the paper",
+        "mask.name: tube",
+        "torch",
+        "95 % confidence",
+    ):
         assert expected in text
     for name in ("figures.png", "curves.png", "masks.png"):
         assert (undisturbed / name).read_bytes().startswith(b"\x89PNG")
