@@ -137,7 +137,7 @@ class HealthConfig(Section):
 
     every: int = Field(100, ge=1, description="steps from one look at flow and masks to the next")
     clips: int = Field(4, ge=1, description="clips of a batch that such a look judges")
-    max_look_time: Share = Field(0.01, description="share of the time that looks may take; the first look is free")
+    look_time: Share = Field(0.01, description="share of the time that looks may take; the first look is free")
     min_mask_ratio: Share | None = Field(0.75, description="share of masked tokens")
     max_slot_spread: float | None = Field(
         0.75, ge=0, description="deviation of the number of visible tokens between slots, as a share of its mean"

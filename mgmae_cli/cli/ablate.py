@@ -23,7 +23,9 @@ def ablate(
     launcher: Annotated[str, typer.Option("--launcher", help="local, or slurm for an array job.")] = "local",
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", help="KEY=VALUE for SLURM, as partition=gpu. May be repeated.", show_default=False),
+        typer.Option(
+            "--slurm", help="KEY=VALUE for SLURM: partition=gpu, time=MINUTES. May be repeated.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, runs and estimated time, and leave.")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,

@@ -123,7 +123,7 @@ class HealthMonitor:
 
     def _look_is_due(self, step: int) -> bool:
         passed = time.monotonic() - self._started
-        if step < self._next_look or (self._look_seconds > self.limits.max_look_time * passed):
+        if step < self._next_look or (self._look_seconds > self.limits.look_time * passed):
             return False
         self._next_look = step + self.limits.every
         return True

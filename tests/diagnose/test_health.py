@@ -24,7 +24,7 @@ from mgmae_cli.settings import Settings, resolve_layers
 from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import Batch, collate
 
-LIMITS = [name for name in HealthConfig.model_fields if name.startswith(("min_", "max_")) and name != "max_look_time"]
+LIMITS = [name for name in HealthConfig.model_fields if name.startswith(("min_", "max_"))]
 PLACE = Place(torch.device("cpu"), "fp32")
 
 
@@ -38,7 +38,7 @@ def settings_of(*assignments: str, registry: Registry | None = None) -> Settings
         "run.log_every": 1,
         "run.device": "cpu",
         "run.pictures": False,
-        "health.max_look_time": 1.0,
+        "health.look_time": 1.0,
     }
     return resolve_layers([Layer("test", base), set_layer(assignments)], registry)
 
@@ -214,7 +214,7 @@ def test_looks_come_every_so_many_steps_and_never_take_more_than_their_share_of_
     masker, batch = settings.make_masker(), batch_of(settings)
     monitor = HealthMonitor(settings.config, masker, PLACE, 40)
     assert [step for step in range(1, 41) if monitor(line(step), batch).figures] == [1, 11, 21, 31]
-    settings = settings_of("health.every=1", "health.max_look_time=1e-9")
+    settings = settings_of("health.every=1", "health.look_time=1e-9")
     monitor = HealthMonitor(settings.config, masker, PLACE, 40)
     assert [step for step in range(1, 41) if monitor(line(step), batch).figures] == [1]
 
