@@ -1,7 +1,8 @@
 """The part `masks`: what masks cost, with and without their flow, beside a training step.
 
-A mask that a loader's worker draws is measured as there: one clip at a time, on one core. Its share of a step is that
-core's time; what masks add to a run is less, since workers draw them while the step runs.
+A mask that a loader's worker draws is measured as there: one clip at a time, on one core. On a CPU, where workers and
+steps share the cores, its share of a step is that of the time of all cores: what it adds to a run. On a GPU it is that
+of the step's wall time, though workers draw masks while the GPU is busy.
 """
 
 from __future__ import annotations
@@ -86,11 +87,15 @@ def run_masks(bench: Bench) -> list[Table]:
     competitors = [_competitor(drawer, clips, bench.device) for drawer in drawers]
     timings = race([*competitors, *step_competitors(specs)], bench.options.repeats, bench.say)
     masks = {drawer.name: drawer.draw(clips.to(_device(drawer, bench.device))) for drawer in drawers}
+    cores = torch.get_num_threads() if bench.device.type == "cpu" else 1
     rows = []
     for drawer in drawers:
         own = timings[drawer.name]
         figures = {"a clip": own.each("ms")}
-        figures |= {f"of a {spec.model} {spec.precision} step": own.share_of(timings[spec.name]) for spec in specs}
+        for spec in specs:
+            step = timings[spec.name]
+            on_one_core = replace(step, work=step.work / cores)
+            figures[f"of a {spec.model} {spec.precision} step"] = own.share_of(on_one_core)
         full = replace(drawer, options={**drawer.options, "map_stride": 1}).name
         if full in masks and full != drawer.name:
             figures["visible as with map_stride=1"] = _agreement(masks[drawer.name], masks[full])
@@ -104,8 +109,8 @@ def run_masks(bench: Bench) -> list[Table]:
 
 
 NOTES = (
-    "masks that a loader's worker draws have one core, steps have all; strategies that use flow and name none were "
-    "given it",
+    "masks that a loader's worker draws have one core, steps all threads; on a CPU the share is of the step's time on all",
+    "strategies that use flow and name none were given it",
 )
 
 

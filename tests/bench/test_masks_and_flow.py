@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from mgmae_cli.bench import masks
 from mgmae_cli.bench.clips import example_clips
 from mgmae_cli.bench.flow import PEER, SAME, run_flow
 from mgmae_cli.bench.masks import RecordedFlow, run_masks
+from mgmae_cli.bench.measure import Competitor, Timings
 from mgmae_cli.bench.options import Bench
 from mgmae_cli.interfaces import FlowEstimator, FlowRequest, MaskInputs, MaskStrategy, PluginOptions
 from mgmae_cli.masking.contract import ShiftFlow
@@ -63,6 +65,22 @@ def test_every_registered_strategy_is_measured_with_and_without_flow(make_bench:
     compared = {name for name, figures in rows.items() if "visible as with map_stride=1" in figures}
     assert compared == {"motion", "motion:warp=forward"}
     assert all(0 < rows[name]["visible as with map_stride=1"].median <= 100 for name in compared)
+
+
+def test_a_mask_on_one_core_takes_a_share_of_the_steps_time_on_all_cores(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clip's mask takes 1 s of a core; a step of two clips takes 4 s of two cores."""
+
+    def race(competitors: Sequence[Competitor], repeats: int, say: object) -> dict[str, Timings]:
+        return {each.name: Timings(0.0, (8.0 if each.one_core else 4.0,), each.work) for each in competitors}
+
+    monkeypatch.setattr(masks, "race", race)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    (table,) = run_masks(make_bench("masks", precisions=("fp32",)))
+    rows = {row.name: row.figures for row in table.rows}
+    assert rows["tube"]["a clip"].median == 1000
+    assert rows["tube"]["of a tiny fp32 step"].median == pytest.approx(25)
 
 
 def test_a_strategy_that_needs_options_is_left_out_and_named(make_bench: Callable[..., Bench]) -> None:
