@@ -66,9 +66,10 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
     if options.dry_run:
         _show_plan(ablation, chosen, wanted, options.jobs, console)
         return None
-    with locked(
-        out / ".lock", f"{out}: another mgmae ablate works in this folder; wait for it, or choose another --out"
-    ):
+    busy = f"{out}: another mgmae ablate works in this folder; wait for it, or choose another --out"
+    with locked(out / ".lock", busy) as note:
+        if note:
+            console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
         by_name = {cell.name: cell for cell in cells}
         if not options.report_only:
             for run in wanted:
