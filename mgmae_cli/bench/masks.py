@@ -109,7 +109,7 @@ def run_masks(bench: Bench) -> list[Table]:
 
 
 NOTES = (
-    "masks that a loader's worker draws have one core, steps all threads; on a CPU the share is of the step's time on all",
+    "masks that a loader's worker draws have one core, steps have all; on a CPU, shares are of the time on all of them",
     "strategies that use flow and name none were given it",
 )
 
