@@ -41,9 +41,9 @@ class ViTSize:
     decoder_hidden: float | None = None
 
 
-# tiny is ours, for CPUs: half of ViT-Ti's depth. The rest are VideoMAE's.
+# tiny is ours, for CPUs. The rest are VideoMAE's.
 SIZES = {
-    "tiny": ViTSize(192, 6, 3, 96, 3),
+    "tiny": ViTSize(128, 4, 4, 96, 3),
     "small": ViTSize(384, 12, 6, 192, 3),
     "base": ViTSize(768, 12, 12, 384, 6),
     "large": ViTSize(1024, 24, 16, 512, 8),

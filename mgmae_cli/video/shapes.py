@@ -42,9 +42,9 @@ class ShapesSource(ClipSource):
         "model.name": "tiny",
         "model.patch": 8,
         "model.decoder_depth": 2,
-        "train.steps": 240,
+        "train.steps": 500,
         "train.batch_size": 16,
-        "train.base_lr": 0.02,
+        "train.base_lr": 0.032,
         "train.warmup": 0.1,
     }
 
@@ -57,14 +57,15 @@ class ShapesSource(ClipSource):
         fresh: bool = Field(False, description="new clips every epoch: never ends, never repeats; labels stay")
         objects: int = Field(2, ge=1, le=16, description="moving objects; with one, classes part and meet are left out")
         speed: float = Field(
-            1.5, gt=0, le=8, description="mean speed of the objects over the background, pixels a frame"
+            2.5, gt=0, le=8, description="mean speed of the objects over the background, pixels a frame"
         )
-        size: float = Field(11.0, ge=2, le=32, description="mean outer radius of an object, pixels")
+        size: float = Field(14.0, ge=2, le=32, description="mean outer radius of an object, pixels")
         occluders: int = Field(0, ge=0, le=16, description="still shapes in front of the objects")
         non_rigid: float = Field(0.0, ge=0, le=0.4, description="how far objects bend, in radii; 0: rigid")
-        camera: float = Field(2.5, ge=0, le=8, description="fastest camera motion, pixels a frame")
-        wavelength: float = Field(200.0, ge=4, description="size of the background's pattern, pixels")
-        contrast: float = Field(50.0, ge=0, le=80, description="strength of pattern and shading, of 255 levels")
+        camera: float = Field(1.5, ge=0, le=8, description="fastest camera motion, pixels a frame")
+        contrast: float = Field(60.0, ge=0, le=100, description="strength of the patterns, of 255 levels")
+        period: float = Field(8.0, ge=4, le=64, description="length after which the patterns repeat, pixels")
+        irregular: float = Field(0.25, ge=0, le=2, description="strength of what does not repeat, to what does")
 
     options: Options
 

@@ -24,6 +24,8 @@ Places = NDArray[np.complex64]
 
 REFERENCE_SIDE = 64
 GROWTH = 0.4  # speed of the rim in approach and recede, to that in the other classes: growth adds up
+SHARPNESS = 4.0  # of the edges in a pattern: tanh of so many times a wave of amplitude 1
+SHADES = (1.0, 0.8, 0.6)  # a pattern's strength in red, green and blue
 SPRITE_REACH = 1.15  # a sprite's picture covers -1.15 to 1.15 of its radius: the outline and a margin
 
 
@@ -70,8 +72,9 @@ class Look:
     occluders: int
     non_rigid: float
     camera: float
-    wavelength: float
     contrast: float
+    period: float
+    irregular: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def draw_scene(rng: np.random.Generator, motion: Motion, look: Look, height: int
     """
     unit = min(height, width) / REFERENCE_SIDE
     camera = _camera_path(rng, look.camera * unit, times)
-    colour = rng.uniform(88, 168, 3)
+    colour = rng.uniform(108, 148, 3)
     middle = _point(rng.uniform(0.4, 0.6, 2) * (width, height)) - (0.5 + 0.5j)
     ring = rng.uniform(12, 20) * unit
     bearing = rng.uniform(0, 2 * np.pi) + np.arange(look.objects) * (2 * np.pi / look.objects)
@@ -165,7 +168,7 @@ def _sprite(
     pose = size * np.exp(1j * start + (motion.grow * GROWTH + 1j * motion.turn) * rate * times)
     wave = look.non_rigid * np.sin(2 * np.pi / period * times + phase) if look.non_rigid else None
     return Sprite(
-        picture=_picture(rng, radius, behind, look.contrast),
+        picture=_picture(rng, radius, behind, look),
         centre=path.astype(np.complex64),
         pose=pose.astype(np.complex64),
         wave=None if wave is None else wave.astype(np.float32),
@@ -183,18 +186,17 @@ def _lobes(side: int) -> tuple[Floats, Floats, Floats]:
     return x, y, waves.astype(np.float32)
 
 
-def _picture(rng: np.random.Generator, radius: float, behind: NDArray[np.float64], contrast: float) -> Bytes:
-    """Draw a lobed shape: one colour unlike the background's, shaded from one side to the other."""
+def _picture(rng: np.random.Generator, radius: float, behind: NDArray[np.float64], look: Look) -> Bytes:
+    """Draw a lobed shape with a pattern of its own, and a colour unlike the background's."""
     side = int(np.ceil(2 * SPRITE_REACH * 1.25 * radius)) + 1
     x, y, waves = _lobes(side)
-    lobes, depth, twist, light = rng.integers(0, 4), rng.uniform(0.15, 0.3), *rng.uniform(0, 2 * np.pi, 2)
+    lobes, depth, twist = rng.integers(0, 4), rng.uniform(0.15, 0.3), rng.uniform(0, 2 * np.pi)
     outline = 1 + depth * (np.cos(twist) * waves[lobes, 0] + np.sin(twist) * waves[lobes, 1])
     inside = outline / (1 + depth) - np.hypot(x, y)
-    shade = np.cos(light) * x + np.sin(light) * y
-    colour = behind + rng.choice((-1, 1), 3) * rng.uniform(60, 80, 3)
-    tint = rng.choice((-1, 1), 3) * rng.uniform(0.5, 1, 3) * contrast
+    colour = behind + rng.choice((-1, 1), 3) * rng.uniform(30, 50, 3)
     picture = np.empty((side, side, 4), np.float32)
-    picture[..., :3] = shade[..., None] * tint.astype(np.float32) + colour.astype(np.float32)
+    line = (x[0] + SPRITE_REACH) * (look.size / look.period)
+    picture[..., :3] = _pattern(rng, line, line, 2 * SPRITE_REACH * look.size / look.period * (1 + 1j), colour, look)
     picture[..., 3] = 255 * (inside * (side / (2 * SPRITE_REACH)) + 0.5)
     return _to_bytes(picture)
 
@@ -207,17 +209,43 @@ def _background(
     frame: complex,
     camera: NDArray[np.complex128],
 ) -> tuple[Bytes, complex]:
-    """Draw a smooth field of one tint, and return it with the place of its first pixel in the world."""
-    origin = complex(np.floor(camera.real.min()) - 2, np.floor(camera.imag.min()) - 2)
-    width = int(np.ceil(camera.real.max() + frame.real - origin.real)) + 3
-    height = int(np.ceil(camera.imag.max() + frame.imag - origin.imag)) + 3
-    step = look.wavelength * unit / 2  # knots half a wave apart
-    cols, rows = int(np.ceil(width / step)) + 1, int(np.ceil(height / step)) + 1
-    knots = rng.uniform(-1, 1, (rows, cols)).astype(np.float32)
-    field = cv2.resize(knots, (int(cols * step), int(rows * step)), interpolation=cv2.INTER_CUBIC)[:height, :width]
-    tint = rng.choice((-1, 1), 3) * rng.uniform(0.5, 1, 3) * look.contrast
-    picture = field[..., None] * tint.astype(np.float32) + colour.astype(np.float32)
-    return _to_bytes(picture), origin
+    """Draw all of the background that the camera sees, and return it with the place of its first pixel in the world."""
+    left, top = float(camera.real.min()), float(camera.imag.min())
+    right, bottom = float(camera.real.max()) + frame.real, float(camera.imag.max()) + frame.imag
+    origin = complex(np.floor(left) - 2, np.floor(top) - 2)
+    period, margin = look.period * unit, 3 * unit
+    x = (np.arange(origin.real, np.ceil(right) + 3) + 0.5 - left + margin) / period
+    y = (np.arange(origin.imag, np.ceil(bottom) + 3) + 0.5 - top + margin) / period
+    extent = complex(right - left + 2 * margin, bottom - top + 2 * margin) / period
+    return _to_bytes(_pattern(rng, x.astype(np.float32), y.astype(np.float32), extent, colour, look)), origin
+
+
+def _pattern(
+    rng: np.random.Generator, x: Floats, y: Floats, extent: complex, colour: NDArray[np.float64], look: Look
+) -> Floats:
+    """Draw (len(y), len(x), 3) bright and dark patches that repeat, more or less.
+
+    What repeats can be told from the few tokens that are visible, so that a small model has something to learn at once;
+    what does not can be told only from neighbours, and from where a mask lets it leak.
+
+    Args:
+        x, y: places of the pixels, in periods.
+        extent: how far they reach, whatever the size of the frame.
+    """
+    cols, rows = int(extent.real) + 3, int(extent.imag) + 3
+    tile, once = rng.uniform(-1, 1, (2, 2)), rng.uniform(-1, 1, (rows, cols))
+    tile = (tile - tile.mean()) / np.abs(tile - tile.mean()).max()
+    field = _interpolate(np.tile(tile, (rows, cols)), 2 * x, 2 * y) + look.irregular * _interpolate(once, x, y)
+    strength = look.contrast * np.array(SHADES, np.float32)
+    pattern: Floats = np.tanh(SHARPNESS * field)[..., None] * strength + colour.astype(np.float32)
+    return pattern
+
+
+def _interpolate(knots: NDArray[np.float64], x: Floats, y: Floats) -> Floats:
+    """Return (len(y), len(x)) values between knots, the first of which lies one before (0, 0)."""
+    at_x, at_y = np.meshgrid(x + 1, y + 1)
+    field: Floats = cv2.remap(knots.astype(np.float32), at_x, at_y, cv2.INTER_CUBIC, None, cv2.BORDER_REFLECT_101)
+    return field
 
 
 def _to_bytes(picture: Floats) -> Bytes:

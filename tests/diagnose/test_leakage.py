@@ -262,5 +262,5 @@ def test_on_shapes_content_stays_visible_longer_under_motion_masks(leaks: dict[s
 
 def test_on_shapes_exact_flow_explains_the_clips(shapes: tuple[Tensor, TruthFlow]) -> None:
     got = flow_figures(shapes[0], ClipMotion.from_truth(shapes[1]))
-    assert got.photometric_error.mean() < 0.01
+    assert got.photometric_error.mean() < 0.02  # sharp patterns, sampled between pixels
     assert got.consistency_error.mean() < 0.1

@@ -19,7 +19,7 @@ from mgmae_cli.downstream.encoder import (
 from mgmae_cli.engine.checkpoint import read_checkpoint
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.tokens import position_table
-from mgmae_cli.model.videomae import preset
+from mgmae_cli.model.videomae import SIZES, preset
 from mgmae_cli.model.weights import Geometry, Weights
 from tests.downstream.conftest import GRID
 
@@ -59,8 +59,8 @@ def test_the_digest_is_of_contents(pretrained: Path) -> None:
 def test_an_encoder_is_fitted_to_other_clips_and_says_so(grid: ClipGrid, note: str | None, pretrained: Path) -> None:
     encoder, notes = build_frozen(load_encoder(pretrained), grid)
     clip = torch.zeros(1, 3, grid.frames, grid.height, grid.width, dtype=torch.uint8)
-    assert encoder.features(clip).shape == (1, grid.tokens, 192)
-    assert torch.equal(encoder.positions, position_table(grid.tokens, 192))
+    assert encoder.features(clip).shape == (1, grid.tokens, SIZES["tiny"].width)
+    assert torch.equal(encoder.positions, position_table(grid.tokens, SIZES["tiny"].width))
     assert bool(note) == bool(notes)
     assert all(re.search(note or "", text) for text in notes[:1])
 

@@ -97,7 +97,7 @@ def test_several_views_equal_a_slow_reference(
         chances = [score.softmax(0) for score in scores]
         expected = sum(chances) / 6 if merge == "prob" else (sum(scores) / 6).softmax(0)
         assert torch.allclose(prediction.probabilities.float(), expected, atol=1e-4)
-        assert len({round(float(chance[0]), 2) for chance in chances}) > 2  # the views do differ
+        assert len({round(float(chance[0]), 5) for chance in chances}) > 2  # the views do differ
 
 
 def test_without_data_it_tests_the_runs_validation_videos_and_leaves_its_files(

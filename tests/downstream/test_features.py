@@ -164,7 +164,7 @@ def settings(checkpoint: Path, registry: Registry, out: Path, **values: Any) -> 
     return resolve_extract(None, Layer("test", {**fixed, "data.workers": 0, **given}), (), registry)
 
 
-@pytest.mark.parametrize(("form", "shape"), [("pooled", (8, 192)), ("dense", (8, 8, 192))])
+@pytest.mark.parametrize(("form", "shape"), [("pooled", (8, 128)), ("dense", (8, 8, 128))])
 def test_the_files_hold_the_same_in_both_formats(
     form: str, shape: tuple[int, ...], pretrained: Path, tmp_path: Path, registry: Registry
 ) -> None:
@@ -213,7 +213,7 @@ def test_an_unreadable_video_stops_the_extraction_or_leaves_a_row_of_nan(
 
 def test_bad_input_is_answered(pretrained: Path, tmp_path: Path, registry: Registry) -> None:
     loaded = load_encoder(pretrained)
-    with pytest.raises(ConfigError, match=r"--layers 9: .* has layers 1 to 6, 0 .* and last"):
+    with pytest.raises(ConfigError, match=r"--layers 9: .* has layers 1 to 4, 0 .* and last"):
         make_extractor(loaded, GRID, ["9"], CPU, "none", 0)
     with pytest.raises(ConfigError, match=r"--layers 2: pixels have no layers"):
         make_extractor(loaded, GRID, ["2"], CPU, "pixels", 0)

@@ -161,10 +161,10 @@ def test_a_classifiers_head_starts_anew(pretrained: Path, tmp_path: Path, regist
     from mgmae_cli.engine.distributed import Place
 
     job = finetune_job(second, Place(torch.device("cpu"), "fp32"))
-    assert job.model.head.weight.shape == (4, 192)
+    assert job.model.head.weight.shape == (4, 128)
     assert job.model.head.weight.abs().max() < 1e-4
     assert torch.equal(
-        job.model.blocks[5].mlp.fc2.bias, load_encoder(tmp_path / "first").weights.state["blocks.5.mlp.fc2.bias"]
+        job.model.blocks[3].mlp.fc2.bias, load_encoder(tmp_path / "first").weights.state["blocks.3.mlp.fc2.bias"]
     )
 
 
@@ -334,4 +334,4 @@ def test_a_checkpoint_of_other_tokens_is_fitted_by_resizing_its_embedding(tmp_pa
     start = write_checkpoint(tmp_path / "start")
     result = run(settings(start, tmp_path / "run", registry, model__patch=4))
     assert result.settings.grid.tokens == 2 * 4 * 4
-    assert load_classifier(tmp_path / "run").weights.state["patch_embed.proj.weight"].shape == (192, 3, 2, 4, 4)
+    assert load_classifier(tmp_path / "run").weights.state["patch_embed.proj.weight"].shape == (128, 3, 2, 4, 4)

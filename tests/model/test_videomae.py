@@ -111,7 +111,8 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -
 def test_initialisation_follows_the_official_code() -> None:
     model = build_videomae("tiny", GRID, seed=0)
     state = model.state_dict()
-    bound = (6 / (192 + 3 * 192)) ** 0.5  # Xavier over the joint matrix of queries, keys and values
+    width = SIZES["tiny"].width
+    bound = (6 / (width + 3 * width)) ** 0.5  # Xavier over the joint matrix of queries, keys and values
     weight = state["encoder.blocks.0.attn.qkv.weight"]
     assert 0.98 * bound < weight.abs().max() <= bound
     assert state["mask_token"].abs().max() <= 0.02
@@ -168,7 +169,7 @@ def test_presets_have_the_sizes_of_the_paper(name: str) -> None:
     with torch.device("meta"):
         model = VideoMAE(ClipGrid(), SIZES[name])
     million = sum(p.numel() for p in model.parameters()) / 1e6
-    expected = {"tiny": 3.6, "small": 24.0, "base": 94.2, "large": 319.0, "huge": 651.7}
+    expected = {"tiny": 1.6, "small": 24.0, "base": 94.2, "large": 319.0, "huge": 651.7}
     assert million == pytest.approx(expected[name], rel=0.02)
 
 

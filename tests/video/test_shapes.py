@@ -19,6 +19,11 @@ from mgmae_cli.video.shapes import ShapesSource
 from mgmae_cli.video.shapes_render import render, truth_flow
 from mgmae_cli.video.shapes_scene import MOTIONS, SPRITE_REACH, Look, Motion, Scene, Sprite, draw_scene
 
+SMOOTH = {
+    "period": 48.0,
+    "contrast": 25.0,
+    "irregular": 1.0,
+}  # patterns that lose nothing when they are sampled between pixels
 HARD = {"non_rigid": 0.2, "occluders": 2, "objects": 3}
 
 
@@ -77,7 +82,7 @@ def inside(layers: Tensor) -> Tensor:
 @pytest.mark.parametrize("look", [{}, {"camera": 0.0}, {"size": 20.0, "non_rigid": 0.3}, HARD], ids=str)
 @pytest.mark.parametrize("name", MOTIONS)
 def test_flow_finds_every_unhidden_pixel_in_the_neighbouring_frame(name: str, look: dict[str, Any]) -> None:
-    scene, pictures, layers = scene_of(MOTIONS[name], frames=6, **look)
+    scene, pictures, layers = scene_of(MOTIONS[name], frames=6, **SMOOTH, **look)
     frames, flows = pictures.permute(0, 3, 1, 2).float(), truth_flow(scene, layers.numpy())
     first, second = np.s_[:-1], np.s_[1:]
     for target, known, flow, hidden in (
@@ -394,9 +399,15 @@ def camera_speed(clip: Clip) -> float:
 
 
 def roughness(clip: Clip) -> float:
-    """Return the median difference of neighbouring pixels: that of the background."""
+    """Return the mean difference of pixels that are two apart."""
     frames = clip.frames.float()
-    return float((frames[..., 8:] - frames[..., :-8]).abs().median())
+    return float((frames[..., 2:] - frames[..., :-2]).abs().mean())
+
+
+def oddness(clip: Clip) -> float:
+    """Return the mean difference of pixels that are one period apart."""
+    frames = clip.frames.float()
+    return float((frames[..., 8:] - frames[..., :-8]).abs().mean())
 
 
 @pytest.mark.parametrize(
@@ -408,8 +419,9 @@ def roughness(clip: Clip) -> float:
         ("occluders", 0, 6, hidden_share, 1.2),
         ("non_rigid", 0.0, 0.2, bending, 10),
         ("camera", 0.5, 2.5, camera_speed, 4.9),
-        ("wavelength", 96.0, 24.0, roughness, 1.5),
+        ("period", 32.0, 8.0, roughness, 1.5),
         ("contrast", 15.0, 60.0, roughness, 2.5),
+        ("irregular", 0.0, 2.0, oddness, 2.0),
     ],
 )
 def test_every_knob_has_its_effect(knob: str, low: float, high: float, measure: Any, factor: float) -> None:
