@@ -227,10 +227,14 @@ def object_motion(motion: Motion, seed: int, **look: Any) -> dict[str, float]:
             place = torch.stack([col, row]).float()
             move = flow[:, row, col] - camera[:, None]
             centre, drift = place.mean(dim=1), move.mean(dim=1)
-            arm, swing = place - centre[:, None], move - drift[:, None]
-            length = float(arm.norm(dim=0).mean())
-            sums["turn"].append(float((arm[0] * swing[1] - arm[1] * swing[0]).mean()) / length)
-            sums["grow"].append(float((arm * swing).sum(dim=0).mean()) / length)
+            arm = torch.complex(*(place - centre[:, None]))
+            moved = torch.complex(*(place + move - centre[:, None] - drift[:, None]))
+            # The best z with moved = z * arm. Its logarithm tells turn from growth; the step itself doesn't, for a
+            # chord of a turn points a little inwards.
+            rate = ((arm.conj() * moved).sum() / arm.abs().square().sum()).log()
+            length = float(arm.abs().mean())
+            sums["turn"].append(float(rate.imag) * length)
+            sums["grow"].append(float(rate.real) * length)
             sums["x"].append(float(drift[0]))
             sums["y"].append(float(drift[1]))
             centres.append(centre)
