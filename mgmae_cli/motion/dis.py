@@ -27,6 +27,9 @@ class DisFlow(FlowEstimator):
         preset: Literal["ultrafast", "fast", "medium"] = Field(
             "ultrafast", description="OpenCV's trade of time for accuracy: overlap of patches, iterations, refinement"
         )
+        patch_stride: int = Field(
+            6, ge=1, le=8, description="pixels from one 8 x 8 patch to the next; OpenCV's presets have 3 or 4"
+        )
         scale: int = Field(2, ge=1, description="estimate on frames this many times smaller; flow comes on that grid")
 
     options: DisFlow.Options
@@ -43,6 +46,7 @@ class DisFlow(FlowEstimator):
         # Also keeps OpenCV from choosing levels by itself on small frames, which it does for good: results would depend
         # on which sizes the object had met before.
         method.setFinestScale(0)
+        method.setPatchStride(self.options.patch_stride)
         return estimate_on_grey(
             request, self.options.scale, lambda source, target: method.calc(source, target, None), self.name
         )

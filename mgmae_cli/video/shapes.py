@@ -42,7 +42,7 @@ class ShapesSource(ClipSource):
         "model.name": "tiny",
         "model.patch": 8,
         "model.decoder_depth": 2,
-        "train.steps": 500,
+        "train.steps": 450,
         "train.batch_size": 16,
         "train.base_lr": 0.032,
         "train.warmup": 0.1,
