@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -104,9 +105,10 @@ def _show_plan(ablation: Ablation, cells: Sequence[Cell], runs: Sequence[Run], j
     trained = bool(NEED_TRAINING & set(ablation.evaluate))
     seconds = estimate_cells(cells, ablation.evaluate)
     console.print(f"{ablation.name}: {ablation.recipe.question}", style="bold", highlight=False, markup=False)
-    table = Table()
-    for head in ("cell", "visible tokens", "steps", "clips seen", "seeds", "estimated time"):
-        table.add_column(head, justify="left" if head == "cell" else "right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("cell", overflow="fold")
+    for head in ("visible tokens", "steps", "clips seen", "seeds", "time"):
+        table.add_column(head, justify="right", overflow="fold")
     total, problems = 0.0, []
     for cell in cells:
         effort, found = cell.effort, seconds[cell.name]

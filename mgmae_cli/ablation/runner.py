@@ -80,9 +80,9 @@ class Watch:
         """Return the state of all runs: a row a cell, a column a seed."""
         seeds = list(dict.fromkeys(run.seed for run in self.runs))
         table = Table(title=self._title(), title_justify="left")
-        table.add_column("cell")
+        table.add_column("cell", overflow="fold")
         for seed in seeds:
-            table.add_column(f"seed {seed}")
+            table.add_column(f"seed {seed}", overflow="fold")
         by_cell: dict[str, dict[int, Run]] = {}
         for run in self.runs:
             by_cell.setdefault(run.cell, {})[run.seed] = run

@@ -124,14 +124,15 @@ def difference_text(difference: Difference | None, metric: Metric) -> str:
 
 def rich_table(results: Results, width: int = 120) -> RichTable:
     """Return the table for a terminal: as many figures as fit, differences below the means."""
-    fitting = max(2, (width - 24) // 24)
+    longest = min(max(len(row.cell.name) for row in results.rows), width // 3)
+    fitting = max(1, (width - longest - 13) // 26)  # 23 for most figures, and 3 for edges
     names = results.names[:fitting]
     more = len(results.names) - len(names)
     table = RichTable(caption=f"{more} more figures in the report" if more else None, show_lines=True)
-    table.add_column("cell", no_wrap=True)
+    table.add_column("cell", min_width=longest, overflow="fold")
     table.add_column("seeds", justify="right")
     for name in names:
-        table.add_column(METRICS[name].title, justify="right")
+        table.add_column(METRICS[name].title, justify="right", overflow="fold")
     for row in results.rows:
         cells = []
         for name in names:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from mgmae_cli.diagnose.leakage import flow_figures, hole_share, mask_figures
@@ -33,22 +35,24 @@ from mgmae_cli.settings import Settings
 from mgmae_cli.video.dataset import ClipDataset
 
 _DRAWN, _BASE = 110, 111  # what a derived generator is for
+_NARROW = 14  # characters: a table's column where four fit on 80, as wide as a figure with its error
 
-# name -> (heading, what it says)
+# name -> (what people call it, unit, what it says)
 FIGURES = {
-    "leak": ("leak", "share of masked tokens at least half of whose content another slot shows"),
-    "leaked_content": ("leaked content", "share of the masked content that another slot shows"),
+    "leak": ("leak", "share", "of masked tokens at least half of whose content another slot shows"),
+    "leaked_content": ("leaked content", "share", "of the masked content that another slot shows"),
     "copy_error": (
         "copy error",
+        "of variance",
         "error of copying along the motion, on the standardised target; 1: copying is no help",
     ),
-    "life": ("life", "slots in a row in which visible content stays visible"),
-    "life_limit": ("life limit", "the same for a mask that hides nothing"),
-    "hole_share": ("holes", "share of warped places without source"),
-    "photometric_error": ("photometric", "mean colour difference along the strategy's own flow, of 0 to 1"),
-    "consistency_error": ("consistency", "disagreement of its forward and backward flow, pixels"),
-    "lost": ("lost", "share of places where its flow is lost or leaves the frame"),
-    "flow_error": ("flow error", "its mean distance from the exact flow, pixels"),
+    "life": ("life", "slots", "in a row in which visible content stays visible"),
+    "life_limit": ("life limit", "slots", "the same for a mask that hides nothing"),
+    "hole_share": ("holes", "share", "of warped places without source"),
+    "photometric_error": ("photometric error", "of 1", "mean colour difference along the strategy's own flow"),
+    "consistency_error": ("consistency error", "pixels", "disagreement of its forward and backward flow"),
+    "lost": ("lost flow", "share", "of places where its flow is lost or leaves the frame"),
+    "flow_error": ("flow error", "pixels", "its mean distance from the exact flow"),
 }
 
 
@@ -160,24 +164,36 @@ def as_csv(rows: Sequence[Measured]) -> str:
 
 
 def as_table(rows: Sequence[Measured]) -> Any:
-    """Return the figures as a rich table."""
+    """Return the figures as a rich table, a row a figure and a column a strategy: four fit on 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    table = Table(title=f"{rows[0].clips} clips; mean, standard error", title_justify="left")
-    table.add_column("mask", no_wrap=True)
-    for name in names:
-        table.add_column(FIGURES[name][0], justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=_title(rows), title_justify="left")
+    table.add_column("")
     for row in rows:
-        cells = [
-            f"{row.figures[name]:.3f}"
-            + ("" if math.isnan(row.errors[name]) else f"\n[dim]{row.errors[name]:.3f}[/dim]")
-            if name in row.figures
-            else "-"
-            for name in names
-        ]
-        table.add_row(row.label, *cells)
+        table.add_column(_option_a_line(row.label), justify="right", overflow="fold")
+    for name, (heading, unit, _) in FIGURES.items():
+        if any(name in row.figures for row in rows):
+            table.add_row(f"{heading}, [dim]{unit}[/dim]", *[_cell(row, name) for row in rows])
     return table
+
+
+def _title(rows: Sequence[Measured]) -> str:
+    clips = rows[0].clips
+    return "1 clip" if clips == 1 else f"{clips} clips: mean ± standard error"
+
+
+def _option_a_line(label: str) -> str:
+    """Return "motion:warp=forward,select=slot" with one option a line."""
+    lines = re.findall(r"[^:,]+[:,]?", label)
+    return escape("\n".join(line if len(line) <= _NARROW else line.replace("=", "=\n") for line in lines))
+
+
+def _cell(row: Measured, name: str) -> str:
+    if name not in row.figures:
+        return "-"
+    error = row.errors[name]
+    return f"{row.figures[name]:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def draw(rows: Sequence[Measured], path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from mgmae_cli.cli.app import app
@@ -57,3 +59,16 @@ def test_a_still_video_leaks_under_random_masks_and_not_under_tube_masks(tmp_pat
     rows = rows_of(tmp_path / "made" / "here")
     assert float(rows["tube"]["leak"]) < 0.02
     assert float(rows["random"]["leak"]) > 0.2
+
+
+def test_the_table_of_four_strategies_is_whole_on_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    masks = ["random", "tube", "motion", "motion:warp=forward,base_frame=first,hole_filling=previous"]
+    text = leakage("shapes", *[part for mask in masks for part in ("--mask", mask)], "--clips", "2")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\u2026" not in text, "something is cut"
+    assert {"motion:", "warp=forward,", "previous"} <= set(text.split())
+    counts = {line.split(",")[0].strip(): len(re.findall(r"\d\.\d{3} \u00b1 \d\.\d{3}", line)) for line in lines}
+    assert counts["leak"] == 4
+    assert counts["holes"] == 2
