@@ -62,7 +62,7 @@ class ShapesSource(ClipSource):
         size: float = Field(14.0, ge=2, le=32, description="mean outer radius of an object, pixels")
         occluders: int = Field(0, ge=0, le=16, description="still shapes in front of the objects")
         non_rigid: float = Field(0.0, ge=0, le=0.4, description="how far objects bend, in radii; 0: rigid")
-        camera: float = Field(1.5, ge=0, le=8, description="fastest camera motion, pixels a frame")
+        camera: float = Field(2.0, ge=0, le=8, description="fastest camera motion, pixels a frame")
         contrast: float = Field(60.0, ge=0, le=100, description="strength of the patterns, of 255 levels")
         period: float = Field(8.0, ge=4, le=64, description="length after which the patterns repeat, pixels")
         irregular: float = Field(0.25, ge=0, le=2, description="strength of what does not repeat, to what does")

@@ -74,7 +74,7 @@ def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str
     assert {cell.reference for cell in cells} <= {cell.name for cell in cells}
     config = cells[0].settings.config
     assert (config.model.name, config.data.height) == {
-        "cpu": ("tiny", 48),
+        "cpu": ("tiny", 64),
         "gpu": ("small", 64),
         "paper": ("base", 224),
     }[budget]
