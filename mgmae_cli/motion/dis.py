@@ -16,6 +16,8 @@ from torch import Tensor
 from mgmae_cli.interfaces import FlowEstimator, FlowRequest, PluginOptions
 from mgmae_cli.motion.grey import estimate_on_grey
 
+FINE_BELOW = 128  # pixels: smaller frames are cheap, and half of them shows too little
+
 
 class DisFlow(FlowEstimator):
     """Estimate flow by Dense Inverse Search, on grey frames."""
@@ -30,7 +32,11 @@ class DisFlow(FlowEstimator):
         patch_stride: int = Field(
             6, ge=1, le=8, description="pixels from one 8 x 8 patch to the next; OpenCV's presets have 3 or 4"
         )
-        scale: int = Field(2, ge=1, description="estimate on frames this many times smaller; flow comes on that grid")
+        scale: int | None = Field(
+            None,
+            ge=1,
+            description="estimate on frames this many times smaller; default: 2, of frames below 128 pixels 1",
+        )
 
     options: DisFlow.Options
 
@@ -47,6 +53,5 @@ class DisFlow(FlowEstimator):
         # on which sizes the object had met before.
         method.setFinestScale(0)
         method.setPatchStride(self.options.patch_stride)
-        return estimate_on_grey(
-            request, self.options.scale, lambda source, target: method.calc(source, target, None), self.name
-        )
+        scale = self.options.scale or (2 if min(request.clip.shape[-2:]) >= FINE_BELOW else 1)
+        return estimate_on_grey(request, scale, lambda source, target: method.calc(source, target, None), self.name)
