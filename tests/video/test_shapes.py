@@ -420,7 +420,7 @@ def oddness(clip: Clip) -> float:
         ("objects", 1, 4, moving_share, 2),
         ("speed", 1.0, 2.0, fastest_object, 1.9),
         ("size", 6.0, 12.0, moving_share, 2.5),
-        ("occluders", 0, 6, hidden_share, 1.2),
+        ("occluders", 0, 6, hidden_share, 1.1),
         ("non_rigid", 0.0, 0.2, bending, 10),
         ("camera", 0.5, 2.5, camera_speed, 4.9),
         ("period", 32.0, 8.0, roughness, 1.5),
