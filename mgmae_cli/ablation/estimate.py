@@ -52,7 +52,7 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
         with place.autocast():
             loss = task.loss(batch, (0, 0))
         torch.autograd.backward(loss)
-        _wait(place.device)
+        place.wait()
 
     every = torch.arange(masker.grid.tokens, device=place.device).expand(len(batch.names), -1)
 
@@ -60,7 +60,7 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
     def encode() -> None:
         with place.autocast():
             model.encoder(batch.clips, every)
-        _wait(place.device)
+        place.wait()
 
     step()
     train = _timed(step) / len(batch.names)
@@ -92,8 +92,3 @@ def _timed(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

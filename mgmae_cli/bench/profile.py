@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mgmae_cli.bench.measure import WARMUPS, Figure
@@ -56,8 +55,7 @@ def _profile(spec: StepSpec, repeats: int, trace: Path) -> Table:
     for number in range(repeats):
         with profile(activities=activities) as profiler:
             step(number)
-            if on_gpu:
-                torch.cuda.synchronize()
+            spec.place.wait()
         found.append(
             {
                 event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)

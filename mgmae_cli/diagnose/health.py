@@ -27,12 +27,11 @@ from torch import Tensor
 
 from mgmae_cli.config import HealthConfig, RunConfig
 from mgmae_cli.diagnose.leakage import flow_figures, mask_figures
-from mgmae_cli.diagnose.tracks import ClipMotion, follow
+from mgmae_cli.diagnose.tracks import ClipMotion, follow, make_tracker
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.engine.monitor import Findings
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.model.tokens import all_tokens, pixel_targets
-from mgmae_cli.motion.dis import DisFlow
 from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.loader import Batch
 
@@ -99,7 +98,7 @@ class HealthMonitor:
         self.place = place
         self.steps = steps
         self.seed = config.seed
-        self._tracker = DisFlow(DisFlow.Options(scale=1))
+        self._tracker = make_tracker()
         self._lines: deque[Mapping[str, Any]] = deque(maxlen=_LINES)
         self._count = 0
         self._lowest: tuple[float, float] | None = None  # mean of the lowest losses, and its squared standard error
@@ -153,12 +152,11 @@ class HealthMonitor:
         """Return masks of a batch, on the CPU; and the seconds they took, where the training device draws them."""
         if batch.masks is not None:
             return batch.masks, None
-        device = self.place.device
-        on_device = batch.to(device)
-        _wait(device)
+        on_device = batch.to(self.place.device)
+        self.place.wait()
         start = time.perf_counter()
         masks = self.masker(on_device.clips, derive_generator(self.seed, step, _LOOK), on_device.truth)
-        _wait(device)
+        self.place.wait()
         return masks.cpu(), time.perf_counter() - start
 
     def _flow_quality(self, clips: Tensor) -> dict[str, float]:
@@ -253,8 +251,3 @@ def judge_waiting(lines: list[Mapping[str, Any]], limits: HealthConfig, masker: 
             f"{said}; {1 - masks:.0%} of the loader's time goes into reading and cropping: raise --workers, or store "
             "the videos smaller",
         )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -20,14 +20,13 @@ from rich.markup import escape
 from torch import Tensor
 
 from mgmae_cli.diagnose.leakage import flow_figures, hole_share, mask_figures
-from mgmae_cli.diagnose.tracks import ClipMotion, follow
+from mgmae_cli.diagnose.tracks import ClipMotion, follow, make_tracker
 from mgmae_cli.engine.pretrain import clip_spec
 from mgmae_cli.errors import DataError, MgmaeError, RunError
 from mgmae_cli.interfaces import TruthFlow
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.masking.motion import MotionMask
 from mgmae_cli.masking.tube import TubeMask
-from mgmae_cli.motion.dis import DisFlow
 from mgmae_cli.motion.figures import end_point_error
 from mgmae_cli.motion.truth import TruthFlowEstimator
 from mgmae_cli.seeds import derive_generator
@@ -77,7 +76,7 @@ def measure(strategies: Mapping[str, Settings], clips: int = 64, point_stride: i
         MgmaeError: no clip can be read, or a strategy can't draw.
     """
     settings = next(iter(strategies.values()))
-    tracker = DisFlow(DisFlow.Options(scale=1))
+    tracker = make_tracker()
     maskers = {label: each.make_masker() for label, each in strategies.items()}
     rows: dict[str, list[dict[str, float]]] = {label: [] for label in maskers}
     stride = point_stride or max(1, settings.grid.patch // 4)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgmae_cli.interfaces import FlowEstimator, FlowRequest, TruthFlow
+from mgmae_cli.motion.dis import DisFlow
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class ClipMotion:
         clips = torch.arange(len(source))[:, None]
         entry, onward = torch.minimum(source, target), (source < target).to(self.forward.device)
         return torch.where(onward[..., None, None, None], self.forward[clips, entry], self.backward[clips, entry])
+
+
+def make_tracker() -> FlowEstimator:
+    """Return the estimator that content is followed along where its exact motion is not known: DIS, at full size."""
+    return DisFlow(DisFlow.Options(scale=1))
 
 
 @dataclass(frozen=True)

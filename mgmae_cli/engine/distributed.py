@@ -52,6 +52,11 @@ class Place:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given, so that a clock may be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 def find_place(device: str = "auto", precision: str = "auto") -> Place:
     """Choose device and precision, and join the process group if there is one.

@@ -234,7 +234,8 @@ def _pattern(
     """
     cols, rows = int(extent.real) + 3, int(extent.imag) + 3
     tile, once = rng.uniform(-1, 1, (2, 2)), rng.uniform(-1, 1, (rows, cols))
-    tile = (tile - tile.mean()) / np.abs(tile - tile.mean()).max()
+    tile -= tile.mean()
+    tile /= np.abs(tile).max()
     field = _interpolate(np.tile(tile, (rows, cols)), 2 * x, 2 * y) + look.irregular * _interpolate(once, x, y)
     strength = look.contrast * np.array(SHADES, np.float32)
     pattern: Floats = np.tanh(SHARPNESS * field)[..., None] * strength + colour.astype(np.float32)
