@@ -15,6 +15,7 @@ from mgmae_cli.ablation.evaluate import NEED_TRAINING, check_evaluations
 from mgmae_cli.ablation.grid import Cell, choose, expand
 from mgmae_cli.ablation.recipe import Ablation, load_ablation
 from mgmae_cli.ablation.report import write_report
+from mgmae_cli.ablation.reuse import reuse_runs
 from mgmae_cli.ablation.runner import Watch, run_locally
 from mgmae_cli.ablation.state import Run, plan_runs, write_spec
 from mgmae_cli.ablation.table import Results, rich_table
@@ -40,6 +41,7 @@ class Options:
     report_only: bool = False
     out: Path | None = None
     assignments: Sequence[str] = field(default_factory=list)
+    reuse: Sequence[Path] = ()
 
 
 def run_ablation(path: Path, options: Options, console: Console | None = None) -> Results | None:
@@ -76,6 +78,8 @@ def run_ablation(path: Path, options: Options, console: Console | None = None) -
             for run in wanted:
                 write_spec(run, by_name[run.cell], ablation.evaluate, ablation.recipe.keep_checkpoints)
             replace_text(out / "recipe.yaml", ablation.text)
+            for run, source in reuse_runs(wanted, options.reuse).items():
+                console.print(f"{run.name}: taken from {source}", highlight=False, markup=False, soft_wrap=True)
             watch = Watch(wanted, console)
             if options.launcher == "slurm":
                 from mgmae_cli.ablation.launcher import run_on_slurm

@@ -71,6 +71,12 @@ def plan_runs(out: Path, cells: Sequence[Cell], seeds: Sequence[int]) -> list[Ru
     return [Run(cell.name, seed, out / "cells" / cell.name / f"seed-{seed}") for seed in seeds for cell in cells]
 
 
+def open_run(folder: Path) -> Run:
+    """Return the run of a folder that holds a spec."""
+    spec = Run("", 0, folder).read_spec()
+    return Run(str(spec["cell"]), int(spec["seed"]), folder)
+
+
 def write_spec(run: Run, cell: Cell, evaluate: Evaluations, keep_checkpoints: bool) -> None:
     """Write what a run is to do, unless it is there already.
 
@@ -100,17 +106,18 @@ def write_spec(run: Run, cell: Cell, evaluate: Evaluations, keep_checkpoints: bo
 
 def _change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return the first setting in which two specs would compute something else, in words."""
-    before, after = (
-        {
-            **{key: value for key, value in flatten(spec["config"]) if _computes(key)},
-            **{f"evaluate.{name}": settings for name, settings in spec["evaluate"].items()},
-        }
-        for spec in (old, json.loads(json.dumps(new)))
-    )
+    before, after = computed(old), computed(new)
     for key in sorted(before | after):
         if before.get(key) != after.get(key):
             return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
     return ""
+
+
+def computed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all of a spec that decides what is computed, by key: settings of the run, and of what is measured."""
+    plain = json.loads(json.dumps(spec))  # as it is on disk
+    settings = {key: value for key, value in flatten(plain["config"]) if _computes(key)}
+    return settings | {f"evaluate.{name}": options for name, options in plain["evaluate"].items()}
 
 
 def _computes(key: str) -> bool:

@@ -20,7 +20,7 @@ from queue import Queue
 from rich.console import Console
 
 from mgmae_cli.ablation.evaluate import NEED_TRAINING, Finished, run_evaluation
-from mgmae_cli.ablation.state import Run, write_json
+from mgmae_cli.ablation.state import Run, open_run, write_json
 from mgmae_cli.config import Layer, flatten
 from mgmae_cli.diagnose.health import HealthMonitor
 from mgmae_cli.engine.checkpoint import CheckpointFolder
@@ -30,12 +30,6 @@ from mgmae_cli.errors import Interrupted, MgmaeError
 from mgmae_cli.settings import Settings, resolve_layers
 
 _SECONDS_FOR_OTHERS = 30.0  # the process of an ablation that was killed takes a moment to notice
-
-
-def open_run(folder: Path) -> Run:
-    """Return the run of a folder that holds a spec."""
-    spec = Run("", 0, folder).read_spec()
-    return Run(str(spec["cell"]), int(spec["seed"]), folder)
 
 
 def do_run(folder: Path, workers: int | None = None) -> bool:

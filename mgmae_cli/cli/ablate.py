@@ -29,6 +29,14 @@ def ablate(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, runs and estimated time, and leave.")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse",
+            help="Take equal runs by the same commit from this ablation, or folder of ablations. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default: ablations/RECIPE-BUDGET.", show_default=False)
     ] = None,
@@ -49,6 +57,8 @@ def ablate(
 
       mgmae ablate recipes/masking.yaml --jobs 2
 
+      mgmae ablate recipes/warp.yaml --reuse ablations
+
       mgmae ablate recipes/flow.yaml --set raft:flow.options.weights=raft-small.pth
 
       mgmae ablate recipes/masking.yaml --budget gpu --launcher slurm --slurm partition=gpu
@@ -66,6 +76,7 @@ def ablate(
             slurm=slurm or [],
             dry_run=dry_run,
             report_only=report_only,
+            reuse=reuse or [],
             out=out,
             assignments=assignments or [],
         ),

@@ -193,12 +193,12 @@ def describe_environment(registry: Registry, device: str) -> dict[str, Any]:
         "device": device,
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "plugins": sorted({entry.package for entry in registry.entries.values()}),
-        "git": _git(),
+        "git": git_state(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
 
-def _git() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Return commit and cleanliness of the checkout that the package runs from, or None outside of one."""
 
     def ask(*arguments: str) -> str | None:

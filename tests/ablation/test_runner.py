@@ -127,6 +127,28 @@ def test_a_folder_with_runs_of_other_settings_is_refused_with_the_setting(undist
         run_ablation(write(tmp_path, 4), Options(out=undisturbed), Console(quiet=True))
 
 
+def test_runs_are_taken_from_another_ablation_where_all_that_is_computed_is_the_same(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    text = RECIPE.replace("{mask.name: tube}", "{mask.name: tube, mask.ratio: 0.75}").replace(
+        "init: pixel", "init: token"
+    )
+    recipe, out = write(tmp_path, 40, text.replace(", reconstruction: {clips: 2}", "")), tmp_path / "out"
+    options = Options(out=out, seeds=1, only=["tube"], reuse=[undisturbed.parent])
+    run_ablation(recipe, options, Console(quiet=True))
+    state = json.loads((out / "cells/tube/seed-0/state.json").read_text())
+    assert state["taken_from"] == str(undisturbed / "cells/tube/seed-0")
+    names = {path.name for path in (out / "cells/tube/seed-0/figures").iterdir()}
+    assert names == {"leakage.json", "loss.json"}
+    run_ablation(write(tmp_path, 2), Options(out=tmp_path / "other", reuse=[undisturbed]), Console(quiet=True))
+    assert not any("taken_from" in path.read_text() for path in tmp_path.glob("other/cells/*/*/state.json"))
+
+
+def test_a_folder_without_ablations_to_reuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no ablation"):
+        run_ablation(write(tmp_path), Options(out=tmp_path / "out", reuse=[tmp_path / "empty"]), Console(quiet=True))
+
+
 def test_the_page_holds_everything_in_one_file_and_loads_nothing(undisturbed: Path) -> None:
     text = (undisturbed / "report.html").read_text()
     assert not re.search(r"@import|url\(", text)
