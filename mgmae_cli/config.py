@@ -194,6 +194,8 @@ class Layer:
 
 # A new choice on a higher layer drops what lower layers said about the old one.
 _NAMED = {"mask.name": "mask.options", "flow.name": "flow.options", "data.source": "data.options"}
+# Options of clip sources that change how fast clips come, never which: they tell no two runs or sets of videos apart.
+SPEED_OPTIONS = ("cache", "cache_gb")
 _EXCLUSIVE = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
 
 

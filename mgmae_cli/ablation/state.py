@@ -22,12 +22,13 @@ from typing import Any
 
 from mgmae_cli.ablation.grid import Cell
 from mgmae_cli.ablation.recipe import Evaluations
-from mgmae_cli.config import flatten
+from mgmae_cli.config import SPEED_OPTIONS, flatten
 from mgmae_cli.engine.run_folder import replace_text
 from mgmae_cli.errors import RunError
 
 # Settings that decide where and how fast a run runs, or when it warns, and not what it computes.
 _ELSEWHERE = ("run.", "health.", "data.workers")
+_SPEED = frozenset(f"data.options.{name}" for name in SPEED_OPTIONS)
 _COMPUTING = ("run.precision", "run.compile", "run.log_every")
 
 
@@ -121,7 +122,7 @@ def computed(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _computes(key: str) -> bool:
-    return key in _COMPUTING or not key.startswith(_ELSEWHERE)
+    return key in _COMPUTING or not (key in _SPEED or key.startswith(_ELSEWHERE))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

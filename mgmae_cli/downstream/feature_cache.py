@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mgmae_cli import __version__
+from mgmae_cli.config import SPEED_OPTIONS
 from mgmae_cli.downstream.data import video_key
 from mgmae_cli.downstream.features import Extractor, Form, write_features
 from mgmae_cli.downstream.heads import Array
@@ -117,7 +118,7 @@ def source_identity(dataset: ViewDataset) -> dict[str, Any]:
     return {
         "mgmae": __version__,
         "source": source.name,
-        "options": source.options.model_dump(mode="json"),
+        "options": source.options.model_dump(mode="json", exclude=set(SPEED_OPTIONS)),
         "videos": found.hexdigest(),
         "view": asdict(dataset.spec),
         "sample": _sample(dataset),

@@ -10,7 +10,7 @@ from typing import Any, Generic
 from rich.console import Console
 from rich.progress import track
 
-from mgmae_cli.config import Config, Layer, ReadConfig, build, merge, nest
+from mgmae_cli.config import SPEED_OPTIONS, Config, Layer, ReadConfig, build, merge, nest
 from mgmae_cli.downstream.config import ReadViews, ValConfig
 from mgmae_cli.downstream.views import ViewSpec
 from mgmae_cli.errors import ConfigError, DataError
@@ -171,12 +171,17 @@ def _settle_val(resolved: Resolved[Any], val: ValConfig, data: ReadConfig) -> tu
         root=val.root or (data.root if cls.needs_path else None),
         options=options.model_dump(mode="json"),
     )
-    if same and settled.options == data.options:
+    if same and _telling(settled.options) == _telling(data.options):
         raise ConfigError(
             "val: the same videos as in training; give --val PATH, or other splits by --set data.options.split=train "
             "and --set val.options.split=val"
         )
     return settled, cls
+
+
+def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that tell which videos and clips a source gives."""
+    return {name: value for name, value in options.items() if name not in SPEED_OPTIONS}
 
 
 def open_train(resolved: Resolved[Any]) -> ClipSource:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mgmae_cli.config import Layer, RunConfig, build, flatten, merge, recipe_layer
+from mgmae_cli.config import SPEED_OPTIONS, Layer, RunConfig, build, flatten, merge, recipe_layer
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.explain import place as place_of
 
@@ -44,4 +44,6 @@ def _may_change(key: str) -> bool:
         return True
     if key.startswith("run."):
         return key not in ("run.out", "run.precision")
+    if key in {f"{section}.options.{name}" for section in ("data", "val") for name in SPEED_OPTIONS}:
+        return True
     return key in ("data.workers", "train.batch_size", "train.accumulate")

@@ -30,7 +30,7 @@ from mgmae_cli.errors import DataError, UnreadableClip
 from mgmae_cli.video.reader import Reader, VideoEnded
 
 DecoderName = Literal["auto", "av", "opencv", "decord"]
-_ATTEMPTS = 3  # the header's length, the length by timestamps, the length by decoding
+_ATTEMPTS = 4  # the header's length, the length by timestamps, the length by decoding, and one from the start
 
 
 def read_clip(
@@ -52,15 +52,17 @@ def read_clip(
         UnreadableClip: no such file, not a video, no decoder for it, or too few frames.
         DataError: the decoder is not installed.
     """
-    _check_file(path)
-    reader = _reader_class(decoder)(path, threads)
+    check_file(path)
+    reader = reader_class(decoder)(path, threads)
     total = reader.total
+    indices = choose(total)
     for _ in range(_ATTEMPTS):
-        indices = choose(total)
         try:
             return _stack(indices, reader.read(indices), min_side, path)
         except VideoEnded as ended:
             total = ended.total
+            if indices[-1] >= total:  # or else they are there, and the reader now knows how to reach them
+                indices = choose(total)
     raise UnreadableClip(str(path), f"gives another number of frames each time it is decoded, {total} last")
 
 
@@ -69,10 +71,20 @@ def shrink_factor(height: int, width: int, least: int | None) -> int:
     return max(min(height, width) // least, 1) if least else 1
 
 
-def _stack(indices: Sequence[int], images: Iterator[Any], min_side: int | None, path: Path) -> Tensor:
-    """Reduce and stack what a reader yields; repeated frame numbers share one decoded frame."""
+def reduce_into(reduced: Any, image: Any, factor: int) -> None:
+    """Write an (H, W, 3) image into a contiguous (H // factor, W // factor, 3) array."""
     import cv2
 
+    if factor > 1:  # whole factors are fast: the mean of factor x factor pixels
+        height, width = reduced.shape[:2]
+        whole = np.ascontiguousarray(image[: height * factor, : width * factor])
+        cv2.resize(whole, (width, height), dst=reduced, interpolation=cv2.INTER_AREA)
+    else:
+        reduced[:] = image
+
+
+def _stack(indices: Sequence[int], images: Iterator[Any], min_side: int | None, path: Path) -> Tensor:
+    """Reduce and stack what a reader yields; repeated frame numbers share one decoded frame."""
     clip: Any = None
     shape: tuple[int, ...] = ()
     row = 0
@@ -84,11 +96,7 @@ def _stack(indices: Sequence[int], images: Iterator[Any], min_side: int | None, 
             clip = np.empty((len(indices), *size, 3), np.uint8)
         if image.shape != shape:
             raise UnreadableClip(str(path), f"frame size changes from {shape[:2]} to {image.shape[:2]} on the way")
-        if factor > 1:  # whole factors are fast: the mean of factor x factor pixels
-            whole = np.ascontiguousarray(image[: size[0] * factor, : size[1] * factor])
-            cv2.resize(whole, size[::-1], dst=clip[row], interpolation=cv2.INTER_AREA)
-        else:
-            clip[row] = image
+        reduce_into(clip[row], image, factor)
         row += 1
         while row < len(indices) and indices[row] == indices[row - 1]:
             clip[row] = clip[row - 1]
@@ -96,7 +104,12 @@ def _stack(indices: Sequence[int], images: Iterator[Any], min_side: int | None, 
     return torch.from_numpy(clip).permute(0, 3, 1, 2)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Check that something can be read from a path.
+
+    Raises:
+        UnreadableClip: it is missing, empty, a folder, or may not be read.
+    """
     try:
         if path.is_dir():
             raise UnreadableClip(str(path), "is a folder, not a video")
@@ -111,7 +124,7 @@ def _check_file(path: Path) -> None:
 
 
 @lru_cache
-def _reader_class(decoder: DecoderName) -> type[Reader]:
+def reader_class(decoder: DecoderName) -> type[Reader]:
     """Return the class behind a decoder's name; the libraries themselves are imported when a file is opened."""
     from mgmae_cli.video.decode_av import AvReader
     from mgmae_cli.video.decode_decord import DecordReader

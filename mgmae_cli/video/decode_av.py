@@ -16,7 +16,7 @@ from fractions import Fraction
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class AvReader:
     `_find` says how frames are numbered: "packets" from the start of the file, "time" (number times mean rate gives
     the time of a window's first frame; the others follow it), or "frames" as they come out of the decoder.
     """
+
+    library: ClassVar[str] = "av"
 
     def __init__(self, path: Path, threads: int) -> None:
         self._av: Any = import_module("av")
@@ -84,6 +86,20 @@ class AvReader:
             if end == len(wanted) or wanted[end] - wanted[end - 1] >= _FAR_APART:
                 yield from self._read_window(wanted[begin:end])
                 begin = end
+
+    def counts_alike(self) -> bool:
+        if self._find == "frames":
+            return True
+        self._rewind()
+        packets = [packet for packet in self._demuxed() if self._time(packet) is not None and not packet.is_discard]
+        times = sorted(self._time(packet) for packet in packets)
+        if self._holds_hidden(times):  # noticed only by the windows that hold them
+            return False
+        if self._find == "packets":
+            return True
+        step = 1 / (self._stream.average_rate * self._stream.time_base)
+        start = self._stream.start_time or 0
+        return all(-step <= 2 * (time - start - number * step) < step for number, time in enumerate(times))
 
     def _read_window(self, wanted: Sequence[int]) -> Iterator[Any]:
         """Yield the frames `wanted`, which lie near one another."""

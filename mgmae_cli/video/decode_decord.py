@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mgmae_cli.errors import UnreadableClip
 from mgmae_cli.video.reader import VideoEnded
@@ -17,6 +17,8 @@ from mgmae_cli.video.reader import VideoEnded
 
 class DecordReader:
     """Reads one file; see `mgmae_cli.video.reader.Reader`."""
+
+    library: ClassVar[str] = "decord"
 
     def __init__(self, path: Path, threads: int) -> None:
         self._path, self._threads = path, threads
@@ -62,6 +64,9 @@ class DecordReader:
             raise VideoEnded(position) from None
         except decord.DECORDError as error:
             raise UnreadableClip(str(self._path), f"damaged (decord: {_last_part(error)})") from None
+
+    def counts_alike(self) -> bool:
+        return True  # always reads from the start
 
 
 def _advance(reader: Any, keys: set[int], position: int, index: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mgmae_cli.errors import UnreadableClip
 from mgmae_cli.video.reader import VideoEnded
@@ -22,6 +22,8 @@ def opencv_has_ffmpeg() -> bool:
 
 class OpenCVReader:
     """Reads one file; see `mgmae_cli.video.reader.Reader`."""
+
+    library: ClassVar[str] = "cv2"
 
     def __init__(self, path: Path, threads: int) -> None:
         import cv2
@@ -60,6 +62,20 @@ class OpenCVReader:
             if not read:
                 raise UnreadableClip(str(self._path), f"frame {index} can't be turned into an image")
             yield self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
+
+    def counts_alike(self) -> bool:
+        """Compare all frames' numbers with those that OpenCV makes of their times once it has sought."""
+        self._open()
+        rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        count = first = 0
+        alike = rate > 0
+        while alike and self._capture.grab():
+            number = round(self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000 * rate)
+            first = number if count == 0 else first
+            alike = number - first == count
+            count += 1
+        self._open()
+        return bool(alike)
 
     def _go_to(self, index: int) -> int:
         """Move towards a frame; return the number of the frame that comes next, at most `index`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class VideoEnded(Exception):
@@ -16,8 +16,12 @@ class VideoEnded(Exception):
 
 
 class Reader(Protocol):
-    """An open video file. `total` is the number of frames that its header claims."""
+    """An open video file.
 
+    `total` is the number of frames that its header claims, `library` the module that decodes.
+    """
+
+    library: ClassVar[str]
     total: int
 
     def __init__(self, path: Path, threads: int) -> None: ...
@@ -30,5 +34,12 @@ class Reader(Protocol):
         Raises:
             VideoEnded: a frame is not there. Later calls know the true length.
             UnreadableClip: nothing can be decoded.
+        """
+        ...
+
+    def counts_alike(self) -> bool:
+        """Return whether frame i is the video's i-th frame wherever reading begins.
+
+        Not so where frames are found by time and their rate varies: what is read in one go is numbered otherwise.
         """
         ...

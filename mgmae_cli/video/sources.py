@@ -12,21 +12,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mgmae_cli.errors import DataError, did_you_mean
 from mgmae_cli.interfaces import Clip, ClipRequest, ClipSource, DataLocation, PluginOptions
 from mgmae_cli.video.decode import DecoderName, read_clip
+from mgmae_cli.video.frame_cache import FrameCache
 from mgmae_cli.video.list_file import VIDEO_EXTENSIONS, Columns, Entry, Form, number_labels, read_list
 from mgmae_cli.video.raw_frames import holds_images, read_frames
 from mgmae_cli.video.sampling import frame_indices
 
+_CACHE_GB = 20.0
 LIST_EXTENSIONS = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
 
 
 class FileOptions(PluginOptions):
     decoder: DecoderName = Field("auto", description="opencv, decord, or auto: opencv where it was built with FFmpeg")
     threads: int = Field(1, ge=1, description="decoder threads per loader process")
+    cache: Path | None = Field(None, description="folder where decoded frames of videos are kept; null: nowhere")
+    cache_gb: float = Field(_CACHE_GB, gt=0, description="size up to which `cache` is filled; the rest is decoded")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> FileOptions:
+        if self.cache is None and self.cache_gb != _CACHE_GB:
+            raise ValueError(f"cache_gb = {self.cache_gb:g} needs data.options.cache: the folder that it limits")
+        return self
 
 
 class FileSource(ClipSource):
@@ -36,6 +46,12 @@ class FileSource(ClipSource):
         """Options of all sources that read files."""
 
     options: FileOptions
+
+    def __init__(self, options: FileOptions, location: DataLocation) -> None:
+        super().__init__(options, location)
+        self._read = read_clip
+        if options.cache is not None:
+            self._read = FrameCache(options.cache, int(options.cache_gb * 1e9)).read
 
     @abstractmethod
     def entry(self, index: int) -> Entry:
@@ -63,7 +79,7 @@ class FileSource(ClipSource):
                 listed = available if entry.total is None else min(entry.total, available)
                 return [first + index for index in frame_indices(request, listed, name)]
 
-            frames = read_clip(
+            frames = self._read(
                 path, choose, decoder=self.options.decoder, threads=self.options.threads, min_side=request.min_side
             )
         return Clip(frames, name, self.label(index))

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from mgmae_cli.ablation.run import Options, run_ablation
+from mgmae_cli.ablation.state import computed
 from mgmae_cli.errors import ConfigError, RunError
 
 TIMES = ("train_seconds", "clips_per_s", "data_wait")
@@ -142,6 +143,11 @@ def test_runs_are_taken_from_another_ablation_where_all_that_is_computed_is_the_
     assert names == {"leakage.json", "loss.json"}
     run_ablation(write(tmp_path, 2), Options(out=tmp_path / "other", reuse=[undisturbed]), Console(quiet=True))
     assert not any("taken_from" in path.read_text() for path in tmp_path.glob("other/cells/*/*/state.json"))
+
+
+def test_where_decoded_frames_are_kept_does_not_tell_runs_apart() -> None:
+    config = {"data": {"options": {"decoder": "av", "cache": "frames", "cache_gb": 5.0}}}
+    assert computed({"config": config, "evaluate": {}}) == {"data.options.decoder": "av"}
 
 
 def test_a_folder_without_ablations_to_reuse_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The part `data`: the three ways read the same frames and crops, from videos that are found, made or given."""
+"""The part `data`: all ways read the same frames and crops, from videos that are found, made or given."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_videos(tmp_path_factory.mktemp("made"), sizes=[(96, 128)], frames=40)[0]
 
 
-def test_ours_and_pil_read_the_same_frames_and_crops(video: Path) -> None:
-    reading = Reading(video, GRID)
+def test_ours_and_pil_read_the_same_frames_and_crops(video: Path, tmp_path: Path) -> None:
+    reading = Reading(video, GRID, tmp_path)
     clips = [reading.ours(number) for number in range(6)]
     for number, clip in enumerate(clips):
         pil = reading.pil(number)
@@ -37,6 +37,15 @@ def test_ours_and_pil_read_the_same_frames_and_crops(video: Path) -> None:
     assert not any(torch.equal(clip, clips[0]) for clip in clips[1:]), "each round has its own place and crop"
 
 
+def test_cached_clips_are_ours_without_decoding(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Reading(video, GRID, tmp_path / "cache")
+    clips = [reading.ours(number) for number in range(4)]
+    reading.cached(9)
+    monkeypatch.setattr("mgmae_cli.video.frame_cache.read_clip", None)
+    for number, clip in enumerate(clips):
+        assert torch.equal(reading.cached(number), clip)
+
+
 def test_decoding_alone_meets_the_frames_of_ours(video: Path) -> None:
     reader = data._Decoder(video, threads=1)
     times = [frame.pts for frame in reader.read([3, 7, 11, 39])]
@@ -44,8 +53,8 @@ def test_decoding_alone_meets_the_frames_of_ours(video: Path) -> None:
     assert times == sorted(times)
 
 
-def test_pils_floats_are_its_pixels_normalised(video: Path) -> None:
-    reading = Reading(video, GRID)
+def test_pils_floats_are_its_pixels_normalised(video: Path, tmp_path: Path) -> None:
+    reading = Reading(video, GRID, tmp_path)
     wanted = normalise_pixels(reading.pil(1).movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(reading.pil_floats(1), wanted, rtol=1e-4, atol=1e-5)
 
@@ -55,7 +64,9 @@ def test_the_table_compares_the_ways_for_each_video(video: Path, make_bench: Cal
     (table,) = run_data(make_bench("data", **options))
     rows = {row.name: row.figures for row in table.rows}
     assert list(rows) == [f"{video.name}, {way}" for way in data.WAYS]
-    assert "mgmae is faster" not in rows[f"{video.name}, mgmae"]
+    for way in ("mgmae", "mgmae, cached"):
+        assert rows[f"{video.name}, {way}"]["against decord and PIL"].unit == "x"
+        assert "mgmae is faster" not in rows[f"{video.name}, {way}"]
     alone = rows[f"{video.name}, decoding alone"]
     assert alone["of mgmae's time"].unit == "%"
     assert "mgmae is faster" not in alone

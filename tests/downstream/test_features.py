@@ -126,14 +126,15 @@ def test_the_cache_notices_a_video_that_changes(pretrained: Path, tmp_path: Path
     path = write_list(tmp_path / "list.csv", ["clip0,a", "clip1,b"], "path,label")
     extractor = counting(pretrained)
 
-    def ask() -> int:
+    def ask(**options: Any) -> int:
         before = extractor.clips
-        dataset = ViewDataset(ListSource(ListSource.Options(), DataLocation(path)), SPEC)
+        dataset = ViewDataset(ListSource(ListSource.Options(**options), DataLocation(path)), SPEC)
         cached_features(dataset, extractor, ["last"], "pooled", tmp_path / "cache", CPU, 4, 0)
         return extractor.clips - before
 
     assert ask() == 2
     assert ask() == 0
+    assert ask(cache=tmp_path / "frames", cache_gb=1) == 0  # changes how fast clips come, not which
     shutil.rmtree(tmp_path / "clip1")
     write_frames(tmp_path / "clip1", seed=9)
     os.utime(tmp_path / "clip1", (1, 1))

@@ -218,6 +218,13 @@ def test_settings_that_are_wrong_are_answered(
     assert not (tmp_path / "run").exists()
 
 
+def test_frames_kept_elsewhere_do_not_make_other_videos(pretrained: Path, tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "list.csv").write_text("path,label,split\nlist.csv,a,train\n")
+    listed = {"data__source": "list", "data__path": str(tmp_path / "list.csv"), "data__options": {"split": "train"}}
+    with pytest.raises(ConfigError, match="the same videos as in training"):
+        settings(pretrained, tmp_path, registry, **listed, val__options={"split": "train", "cache": "frames"})
+
+
 def test_all_problems_are_told_at_once(pretrained: Path, tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError) as error:
         settings(

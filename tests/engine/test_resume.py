@@ -14,6 +14,7 @@ from mgmae_cli.config import Layer, recipe_layer, set_layer
 from mgmae_cli.engine import step as steps
 from mgmae_cli.engine import trainer
 from mgmae_cli.engine.pretrain import resumed_settings
+from mgmae_cli.engine.resume import _may_change
 from mgmae_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tests.engine.conftest import (
     equal,
@@ -134,6 +135,11 @@ def test_a_resumed_run_keeps_its_settings_and_names_all_that_would_change(tmp_pa
         "--lr: train.base_lr: a resumed run keeps its settings (train.base_lr = 0.5); drop it, or start a new run",
         "--set mask.ratio: a resumed run keeps its settings (mask.ratio = 0.5); drop it, or start a new run",
     ]
+
+
+def test_a_resumed_run_may_keep_decoded_frames_elsewhere() -> None:
+    assert all(_may_change(f"{section}.options.cache{end}") for section in ("data", "val") for end in ("", "_gb"))
+    assert not _may_change("data.options.decoder")
 
 
 def test_a_setting_repeated_in_other_words_is_no_change(tmp_path: Path) -> None:

@@ -123,14 +123,14 @@ def test_the_header_tells_the_number_of_frames(videos: dict[str, Path], decoder:
 def test_a_lying_length_draws_the_place_again_from_the_true_one(
     videos: dict[str, Path], decoder: DecoderName, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = decode._reader_class(decoder)
+    reader = decode.reader_class(decoder)
 
     class Liar(reader):  # type: ignore[valid-type, misc]
         def __init__(self, path: Path, threads: int) -> None:
             super().__init__(path, threads)
             self.total = 1000
 
-    monkeypatch.setattr(decode, "_reader_class", lambda decoder: Liar)
+    monkeypatch.setattr(decode, "reader_class", lambda decoder: Liar)
     totals: list[int] = []
 
     def last_three(total: int) -> list[int]:
@@ -233,13 +233,13 @@ def test_what_is_not_a_video_is_unreadable_for_one_clear_reason(decoder: Decoder
 def test_a_decoder_that_is_not_installed_is_an_error_of_the_settings(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode._reader_class.cache_clear()
+    decode.reader_class.cache_clear()
     monkeypatch.setattr(decode, "find_spec", lambda name: None)
     with pytest.raises(
         DataError, match=r"data\.options\.decoder = av: it is not installed; use auto, or pip install av"
     ):
         read_clip(videos["mp4"], lambda total: [0], decoder="av")
-    decode._reader_class.cache_clear()
+    decode.reader_class.cache_clear()
 
 
 def test_too_few_frames_is_what_the_chooser_says(videos: dict[str, Path]) -> None:
