@@ -30,7 +30,7 @@ CELLS = {
     "mask_init": 3,
     "mask_ratio": 4,
     "masking": 3,
-    "robustness": 15,
+    "robustness": 18,
     "selection": 2,
     "warp": 2,
 }
