@@ -86,7 +86,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int | None = Field(None, ge=1, description="optimiser steps; instead of epochs")
+    steps: int | None = Field(None, ge=0, description="optimiser steps, instead of epochs; 0: stay untrained")
     epochs: float | None = Field(None, gt=0, description="passes over the videos; instead of steps")
     batch_size: int = Field(32, ge=1, description="clips per forward pass and device, repeated samples counted")
     accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")

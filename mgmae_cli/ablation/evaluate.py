@@ -125,7 +125,9 @@ def check_evaluations(evaluate: Evaluations, settings: Settings) -> None:
 
 
 def run_evaluation(name: str, run: Finished, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of one evaluation."""
+    """Return the figures of one evaluation; a run of no steps has none of its masks and its training."""
+    if name in ("loss", "leakage") and run.settings.config.train.steps == 0:
+        return {}
     return _FUNCTIONS[name](run, settings)
 
 

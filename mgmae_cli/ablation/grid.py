@@ -135,9 +135,12 @@ def effort_of(settings: Settings) -> Effort:
 def check_comparable(cells: Sequence[Cell], about: Sequence[str] = ()) -> None:
     """Refuse cells that differ in what training sees, unless the sweep is about it.
 
+    A cell of no steps (`train.steps: 0`) is what all others begin with, and may stand beside any.
+
     Raises:
         ConfigError: naming two cells, and in what they differ.
     """
+    cells = [cell for cell in cells if cell.effort.steps] or list(cells)
     first, problems = cells[0], []
     for key, words in _WORDS.items():
         if key in about:

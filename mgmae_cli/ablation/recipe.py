@@ -240,13 +240,12 @@ def _split_assignments(recipe: Recipe, assignments: Sequence[str]) -> tuple[list
 
 
 def _refuse_swept(recipe: Recipe, layer: Layer) -> None:
-    """A setting for all cells that the sweep varies would be lost, or make the cells equal."""
+    """Refuse a setting for all cells that an axis of the sweep sets in each of its cells: it would be lost."""
     for axis, labels in recipe.sweep.items():
-        for settings in labels.values():
-            for key in layer.values:
-                if key in settings:
-                    label = next(iter(labels))
-                    raise ConfigError(
-                        f"--set {key}: the sweep's axis {axis!r} varies it; drop it, or set it for one cell: "
-                        f"--set {label}:{key}=VALUE"
-                    )
+        for key in layer.values:
+            if all(key in settings for settings in labels.values()):
+                label = next(iter(labels))
+                raise ConfigError(
+                    f"--set {key}: the sweep's axis {axis!r} varies it; drop it, or set it for one cell: "
+                    f"--set {label}:{key}=VALUE"
+                )

@@ -36,7 +36,7 @@ AllowPartial = Annotated[
     bool | None, _option("--allow-partial", MODEL, "Take what fits where keys are missing, extra or misshapen.")
 ]
 Epochs = Annotated[float | None, _option("--epochs", LENGTH, "Passes over the videos.")]
-Steps = Annotated[int | None, _option("--steps", LENGTH, "Optimiser steps, instead of --epochs.")]
+Steps = Annotated[int | None, _option("--steps", LENGTH, "Optimiser steps, instead of --epochs; 0: stay untrained.")]
 BatchSize = Annotated[int | None, _option("--batch-size", LENGTH, "Clips a batch and device.")]
 Lr = Annotated[float | None, _option("--lr", LENGTH, "Learning rate per 256 clips a step.")]
 Seed = Annotated[int | None, _option("--seed", RUN, "Seeds weights, data order, crops and masks; default 0.")]

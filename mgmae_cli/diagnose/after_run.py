@@ -25,10 +25,11 @@ def finish(result: PretrainResult, console: Console | None = None) -> None:
     losses = [record for record in read_metrics(result.folder) if "loss" in record]
     if result.settings.config.run.pictures:
         mask = result.settings.config.mask
-        loss_curve(losses, result.folder / "loss.png", f"{mask.name} masks, ratio {mask.ratio:g}")
+        if losses:
+            loss_curve(losses, result.folder / "loss.png", f"{mask.name} masks, ratio {mask.ratio:g}")
         _draw_reconstructions(result)
     fell = f"loss {losses[0]['loss']:.4f} (step {losses[0]['step']}) -> {losses[-1]['loss']:.4f}" if losses else ""
-    console.print(f"done in {format_seconds(result.seconds)}: {fell}", highlight=False)
+    console.print(f"done in {format_seconds(result.seconds)}" + (f": {fell}" if fell else ""), highlight=False)
     console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True, markup=False)
 
 

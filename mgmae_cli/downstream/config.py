@@ -71,6 +71,7 @@ class FinetuneModel(Section):
 
 
 class FinetuneTrain(TrainConfig):
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the videos; default 30, without steps")
     batch_size: int = Field(16, ge=1, description="clips per forward pass and device, repeated samples counted")
     base_lr: float = Field(5e-4, gt=0, description="learning rate per 256 clips a step")

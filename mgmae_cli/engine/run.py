@@ -228,7 +228,7 @@ def make_plan(
     clips = batch_size * accumulate * place.ranks
     videos_per_step = clips // repeats
     return Plan(
-        steps=max(1, steps or math.ceil((epochs or 0) * videos / videos_per_step - 1e-9)),
+        steps=max(1, math.ceil((epochs or 0) * videos / videos_per_step - 1e-9)) if steps is None else steps,
         clips_per_step=clips,
         videos_per_step=videos_per_step,
         videos=videos,

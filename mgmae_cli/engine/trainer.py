@@ -120,7 +120,7 @@ class Trainer:
         self._warned: set[str] = set()
         self._window_start = time.perf_counter()
         self._last_save = time.monotonic()
-        self._saved_step = self.step
+        self._saved_step: int | None = self.step or None
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train to the end.

@@ -29,7 +29,7 @@ CELLS = {
     "hole_filling": 3,
     "mask_init": 3,
     "mask_ratio": 4,
-    "masking": 3,
+    "masking": 4,
     "robustness": 18,
     "selection": 2,
     "warp": 2,
@@ -92,7 +92,7 @@ def test_a_recipe_runs(recipe: Path, tmp_path: Path, raft_weights: Path) -> None
     for run in plan_runs(tmp_path, cells, ablation.seeds):
         write_spec(run, by_name[run.cell], ablation.evaluate, keep_checkpoints=False)
         assert do_run(run.folder), run.state()
-        assert {"loss", "leak"} <= set(run.figures())
+        assert {"loss", "leak"} <= set(run.figures()) or run.cell == "untrained"
 
 
 def test_a_budget_may_change_cells_by_their_labels(tmp_path: Path) -> None:

@@ -128,6 +128,17 @@ def test_a_folder_with_runs_of_other_settings_is_refused_with_the_setting(undist
         run_ablation(write(tmp_path, 4), Options(out=undisturbed), Console(quiet=True))
 
 
+def test_a_cell_of_no_steps_stands_beside_the_others_and_has_no_figures_of_training(tmp_path: Path) -> None:
+    text = RECIPE.replace("tube: {mask.name: tube}", "untrained: {train.steps: 0}, tube: {mask.name: tube}")
+    recipe, out = write(tmp_path, 2, text), tmp_path / "out"
+    results = run_ablation(recipe, Options(out=out, seeds=1, only=["tube", "untrained"], jobs=2), Console(quiet=True))
+    assert results is not None
+    untrained, tube = (set(row.entries) for row in results.rows[:2])
+    assert untrained == {"unseen_loss", "tube_loss"}
+    assert untrained | {"loss", "leak"} < tube
+    assert (out / "report.html").exists()
+
+
 def test_runs_are_taken_from_another_ablation_where_all_that_is_computed_is_the_same(
     undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -47,6 +47,18 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     return call
 
 
+def test_a_run_of_no_steps_saves_the_weights_that_it_begins_with(run, tmp_path: Path) -> None:
+    code, said = run("pretrain", "--mask", "tube", "--steps", "0", "--out", "r", *MICRO)
+    assert code == 0, said
+    saved = torch.load(tmp_path / "r" / "checkpoints" / "step-000000.pt", weights_only=False)
+    assert saved["step"] == 0
+    assert saved["model"]["mask_token"].abs().sum() > 0
+    code, said = run("report", "r")
+    assert code == 0, said
+    code, said = run("pretrain", "--resume", "r")
+    assert code == 0, said
+
+
 def test_the_main_job_leaves_checkpoint_curve_pictures_and_a_recipe(run, tmp_path: Path) -> None:
     code, said = run("pretrain", "--mask", "motion", "--warp", "backward", "--steps", "3", "--out", "r", *MICRO)
     assert code == 0, said
