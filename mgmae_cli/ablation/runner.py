@@ -30,6 +30,9 @@ from mgmae_cli.engine.run_folder import read_metrics
 from mgmae_cli.errors import Interrupted, RunError
 
 _SECONDS_TO_SAVE = 60
+# By -m, a worker would run the code of the folder that it is started in, where that is another checkout of ours.
+_CODE = Path(__file__).resolve().parents[2]
+_SERVE = f"import sys; sys.path.insert(0, {str(_CODE)!r}); from mgmae_cli.ablation.work import main; main()"
 _STYLES = {"done": "green", "failed": "red", "running": "cyan", "waiting": "dim"}
 
 
@@ -126,7 +129,7 @@ class _Worker:
     """One worker process, started when the first run is handed to it."""
 
     def __init__(self, threads: int, loaders: int, number: int, gpus: int) -> None:
-        self.command = [sys.executable, "-m", "mgmae_cli.ablation.work", str(threads), str(loaders)]
+        self.command = [sys.executable, "-c", _SERVE, str(threads), str(loaders)]
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             self.environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)

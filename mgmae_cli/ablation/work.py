@@ -128,7 +128,7 @@ def _folders() -> Iterator[Path]:
 
 
 def main() -> None:
-    """Serve an ablation: `python -m mgmae_cli.ablation.work THREADS WORKERS`."""
+    """Serve an ablation, as `mgmae_cli.ablation.runner` starts it, with the arguments THREADS and WORKERS."""
     import torch
 
     threads, workers = int(sys.argv[1]), int(sys.argv[2])
@@ -145,7 +145,3 @@ def main() -> None:
             open_run(folder).set_state("failed", error=str(error))
             done = False
         print("done" if done else "failed", file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
