@@ -30,16 +30,19 @@ def reuse_runs(runs: Sequence[Run], folders: Sequence[Path]) -> dict[Run, Path]:
         ConfigError: a folder holds no ablation.
         RunError: a run can't be copied.
     """
-    known = [other for folder in folders for other in _done_runs(folder)]
+    known = [(other, other.read_spec()) for folder in folders for other in _done_runs(folder)]
+    settings = {other.folder: computed(spec) for other, spec in known}
     taken = {}
     for run in runs:
         if run.state()["status"] == "done":
             continue
-        wanted = computed(run.read_spec())
-        for other in known:
-            found = computed(other.read_spec())
-            if other.folder != run.folder and all(found.get(key, _NOTHING) == value for key, value in wanted.items()):
-                _copy(other, run)
+        spec = run.read_spec()
+        wanted, keep = computed(spec), bool(spec["keep_checkpoints"])
+        for other, its_spec in known:
+            found = settings[other.folder]
+            same = all(found.get(key, _NOTHING) == value for key, value in wanted.items())
+            if same and other.folder != run.folder and (its_spec["keep_checkpoints"] or not keep):
+                _copy(other, run, list(spec["evaluate"]), keep)
                 taken[run] = other.folder
                 break
     return taken
@@ -60,11 +63,14 @@ def _made_by(run: Run) -> dict[str, Any]:
     return {key: environment.get(key) for key in ("mgmae", "git")}
 
 
-def _copy(source: Run, run: Run) -> None:
+def _copy(source: Run, run: Run, figures: Sequence[str], checkpoints: bool) -> None:
+    """Copy a run over what a killed one left, and the figures that are asked for."""
+    left_out = None if checkpoints else shutil.ignore_patterns("checkpoints")
     try:
-        shutil.copytree(source.run_folder, run.run_folder, ignore=shutil.ignore_patterns("checkpoints"))
+        shutil.rmtree(run.run_folder, ignore_errors=True)
+        shutil.copytree(source.run_folder, run.run_folder, ignore=left_out)
         (run.folder / "figures").mkdir(exist_ok=True)
-        for name in run.read_spec()["evaluate"]:
+        for name in figures:
             shutil.copy2(source.folder / "figures" / f"{name}.json", run.folder / "figures")
     except OSError as error:
         raise RunError(f"{run.folder}: can't be copied from {source.folder}: {error.strerror or error}") from error

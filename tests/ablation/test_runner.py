@@ -147,6 +147,7 @@ def test_runs_are_taken_from_another_ablation_where_all_that_is_computed_is_the_
     )
     recipe, out = write(tmp_path, 40, text.replace(", reconstruction: {clips: 2}", "")), tmp_path / "out"
     options = Options(out=out, seeds=1, only=["tube"], reuse=[undisturbed.parent])
+    (out / "cells/tube/seed-0/run/checkpoints").mkdir(parents=True)  # as a killed run leaves it
     run_ablation(recipe, options, Console(quiet=True))
     state = json.loads((out / "cells/tube/seed-0/state.json").read_text())
     assert state["taken_from"] == str(undisturbed / "cells/tube/seed-0")
