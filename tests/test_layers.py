@@ -19,6 +19,7 @@ LEVELS = {
     "__init__": 0,
     "errors": 0,
     "grid": 0,
+    "processor": 0,
     "seeds": 0,
     "yaml_files": 0,
     "explain": 0,

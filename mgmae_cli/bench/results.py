@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import torch
 from mgmae_cli.bench.measure import Figure
 from mgmae_cli.engine.run import device_name
 from mgmae_cli.engine.run_folder import describe_environment, replace_text
+from mgmae_cli.processor import processor_name
 from mgmae_cli.registry import Registry
 
 FORMAT = "mgmae-bench-1"
@@ -80,7 +80,7 @@ def environment(registry: Registry, device: torch.device) -> dict[str, Any]:
             found["packages"][package] = version(package)
     return {
         **found,
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -132,12 +132,3 @@ def in_words(figure: Figure) -> str:
 def _digits(value: float) -> str:
     """Return the three leading digits, and all digits before the point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
-
-
-def _cpu() -> str:
-    """Return the processor's name; the platform module often knows its kind only."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,8 +1,8 @@
-"""Linear maps: torch's, and a faster way for float32 on CPUs with AVX-512.
+"""Linear maps: torch's, and a faster way for float32 on AMD's CPUs with AVX-512.
 
-There torch multiplies float32 matrices by MKL, which reaches half the rate of AMD's processors. oneDNN, which torch
-takes for bfloat16, has kernels at the full rate for float32 too (a step of ViT-S on a Zen 5: 1.4 times as fast), but
-torch offers them to compiled models only: as an operator without gradients. They are added here.
+There torch multiplies float32 matrices by MKL, which reaches half their rate (on Intel's CPUs it is the faster).
+oneDNN, which torch takes for bfloat16, has kernels at the full rate for float32 too (a step of ViT-S on a Zen 5: 1.4
+times as fast), but torch offers them to compiled models only: as an operator without gradients. They are added here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mgmae_cli.processor import is_intel
 
 SMALLEST = 4_000_000  # multiplications; with fewer, finding the kernel takes longer than it saves
 
@@ -48,6 +50,7 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and x.numel() * weight.shape[0] >= SMALLEST
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and not is_intel()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 

@@ -39,9 +39,11 @@ def test_block_equals_its_formula_and_may_be_asked_for_its_last_tokens(layer_sca
 @pytest.mark.parametrize("queries", [5, 9])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("heads", [2, 0.4])  # two at a time, and one left over; or some queries of one
+@pytest.mark.parametrize("amx", [False, True])
 def test_attention_in_bf16_on_the_cpu_equals_fp32_up_to_rounding(
-    monkeypatch: pytest.MonkeyPatch, batch: int, queries: int, heads: float
+    monkeypatch: pytest.MonkeyPatch, batch: int, queries: int, heads: float, amx: bool
 ) -> None:
+    monkeypatch.setattr(attention_module, "has_amx", lambda: amx)
     monkeypatch.setattr(attention_module, "SCORES_AT_A_TIME", int(heads * queries * 9))
     generator = torch.Generator().manual_seed(0)
     shapes = [(batch, queries, 3, 16), (batch, 9, 3, 16), (batch, 9, 3, 16)]

@@ -69,6 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(module._OneDnnLinear, "apply", apply)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(module, "is_intel", lambda: False)
     return found
 
 
@@ -90,5 +91,8 @@ def test_onednn_is_taken_for_large_float32_products_only(calls: list[str]) -> No
 @needs_onednn
 def test_onednn_is_left_to_cpus_where_it_is_faster(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    linear(torch.randn(100, 256), torch.randn(256, 256))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(module, "is_intel", lambda: True)
     linear(torch.randn(100, 256), torch.randn(256, 256))
     assert calls == []
