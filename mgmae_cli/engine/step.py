@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgmae_cli.engine.distributed import Place
 from mgmae_cli.masking.masker import Masker
+from mgmae_cli.model.loss import pretrain_loss
 from mgmae_cli.model.tokens import gather_tokens, pixel_targets, running_cell_tokens, split_tokens
-from mgmae_cli.model.videomae import pretrain_loss
 from mgmae_cli.seeds import derive_generator
 from mgmae_cli.video.loader import Batch
 

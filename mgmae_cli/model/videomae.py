@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgmae_cli.errors import ConfigError
@@ -181,19 +180,6 @@ class VideoMAE(nn.Module):
         visible = visible + self.decoder_positions[visible_index]
         masked = self.mask_token + self.decoder_positions[decode_index]
         return self.decoder(torch.cat([visible, masked], dim=1), decode_index.shape[1])  # type: ignore[no-any-return]
-
-
-def pretrain_loss(predictions: Tensor, targets: Tensor, scored: Tensor | None = None) -> Tensor:
-    """Return the mean squared error over scored tokens.
-
-    Args:
-        predictions, targets: (B, M, P, 3).
-        scored: (B, M) bool, from the running cell; None where all are.
-    """
-    if scored is None:
-        return F.mse_loss(predictions.float(), targets)
-    errors = (predictions.float() - targets).square().mean(dim=(2, 3))
-    return (errors * scored).sum() / scored.sum().clamp(min=1)
 
 
 def build_videomae(

@@ -23,8 +23,9 @@ from mgmae_cli.model.formats_hf import config_json, to_hf
 from mgmae_cli.model.formats_read import read_weights, weights_from
 from mgmae_cli.model.formats_write import write_weights
 from mgmae_cli.model.loading import build_model
+from mgmae_cli.model.loss import pretrain_loss
 from mgmae_cli.model.tokens import gather_tokens, normalise_pixels, pixel_targets, position_table, split_tokens
-from mgmae_cli.model.videomae import SIZES, VideoMAE, ViTSize, pretrain_loss
+from mgmae_cli.model.videomae import SIZES, VideoMAE, ViTSize
 from mgmae_cli.model.weights import Kind, Weights, checked
 from tests.model.conftest import make_weights, random_clip, same_state, shaken
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.grid import ClipGrid
+from mgmae_cli.model.loss import pretrain_loss
 from mgmae_cli.model.tokens import all_tokens, gather_tokens, normalise_pixels, pixel_targets, split_tokens
-from mgmae_cli.model.videomae import SIZES, VideoMAE, ViTSize, build_videomae, pretrain_loss
+from mgmae_cli.model.videomae import SIZES, VideoMAE, ViTSize, build_videomae
 
 GRID = ClipGrid(frames=4, height=16, width=24, tubelet=2, patch=8)
 SIZE = ViTSize(width=24, depth=2, heads=2, decoder_width=16, decoder_heads=2, decoder_depth=2)
