@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mgmae_cli.video.dataset import ClipDataset
 from mgmae_cli.video.loader import collate
 
 _CLIPS = 4
+_REPEATS = 3
 _LEAKAGE_SECONDS = 0.15  # a clip's tracks and figures, roughly
 
 
@@ -41,7 +43,7 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
     model = pretrain_job(cell.settings, masker, place)[1]
     dataset = ClipDataset(cell.settings.make_source(), replace(clip_spec(config), repeats=1), 0, masker)
     samples: list[Any] = []
-    read = _timed(lambda: samples.extend(dataset[0, number] for number in range(min(_CLIPS, len(dataset))))) / _CLIPS
+    read = _median_seconds(lambda: samples.append(dataset[0, len(samples)]), min(1 + _CLIPS, len(dataset)))
     batch = collate(samples)
     if isinstance(batch, MgmaeError):
         raise batch
@@ -62,22 +64,20 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
             model.encoder(batch.clips, every)
         place.wait()
 
-    step()
-    train = _timed(step) / len(batch.names)
-    encode()
-    whole = _timed(encode) / len(batch.names)
+    train, whole = (_median_seconds(work, 1 + _REPEATS) / len(batch.names) for work in (step, encode))
     seconds = cell.effort.clips_seen * (train + read) if NEED_TRAINING & set(evaluate) else 0.0
-    return seconds + sum(_evaluation(name, settings, read, whole) for name, settings in evaluate.items())
+    videos = len(dataset)
+    return seconds + sum(_evaluation(name, settings, read, whole, videos) for name, settings in evaluate.items())
 
 
-def _evaluation(name: str, settings: Mapping[str, Any], read: float, whole: float) -> float:
+def _evaluation(name: str, settings: Mapping[str, Any], read: float, whole: float, videos: int) -> float:
     if name == "leakage":
         return float(settings.get("clips", 64)) * (read + _LEAKAGE_SECONDS)
     if name == "reconstruction":
         return 2 * float(settings.get("clips", 64)) * (read + whole)
     if name == "loss":
         return 0.0
-    train = float(settings.get("data.options.clips", 1000))
+    train = float(settings.get("data.options.clips", videos))
     test = float(settings.get("val.options.clips", train))
     if name != "finetune":
         return (train + test) * (read + whole)
@@ -88,7 +88,11 @@ def _evaluation(name: str, settings: Mapping[str, Any], read: float, whole: floa
     return seen * (read + 3 * whole) + tests * test * (read + whole)
 
 
-def _timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def _median_seconds(work: Callable[[], object], times: int) -> float:
+    """Return the median time of `work`, without the first time, which opens files and loads libraries."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:] or seconds)

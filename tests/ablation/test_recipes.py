@@ -18,6 +18,7 @@ from mgmae_cli.ablation.run import Options, run_ablation
 from mgmae_cli.ablation.state import plan_runs, write_spec
 from mgmae_cli.ablation.work import do_run
 from mgmae_cli.errors import ConfigError
+from tests.downstream.conftest import write_frames, write_list
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -30,13 +31,13 @@ CELLS = {
     "mask_init": 3,
     "mask_ratio": 4,
     "masking": 4,
+    "masking_videos": 4,
     "robustness": 18,
     "selection": 2,
     "warp": 2,
 }
 TINY = (
     "data.frames=4",
-    "data.options.clips=8",
     "data.workers=0",
     "model.decoder_depth=1",
     "train.steps=2",
@@ -54,9 +55,24 @@ def raft_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def weights_of_raft(recipe: Path, weights: Path) -> list[str]:
-    label = {"flow": "raft:", "flow_iterations": ""}.get(recipe.stem)
-    return [] if label is None else [f"{label}flow.options.weights={weights}"]
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a list of videos for the recipe that needs one."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows = []
+    for number in range(6):
+        write_frames(folder / f"clip{number}", 20, seed=number, size=(24, 32))
+        rows.append(f"clip{number},{'ab'[number % 2]},{'val' if number > 3 else 'train'}")
+    return write_list(folder / "labels.csv", rows, "path,label,split")
+
+
+def needed(recipe: Path, weights: Path, videos: Path) -> list[str]:
+    """Return the settings that a recipe leaves to the user."""
+    return {
+        "flow": [f"raft:flow.options.weights={weights}"],
+        "flow_iterations": [f"flow.options.weights={weights}"],
+        "masking_videos": [f"data.path={videos}", "data.options.cache=null"],
+    }.get(recipe.stem, ["data.options.clips=8"])
 
 
 def test_there_is_a_recipe_for_each_question() -> None:
@@ -65,8 +81,9 @@ def test_there_is_a_recipe_for_each_question() -> None:
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu", "paper"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str) -> None:
-    ablation = load_ablation(recipe, budget)
+def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str, videos: Path) -> None:
+    own_videos = recipe.stem == "masking_videos"
+    ablation = load_ablation(recipe, budget, [f"data.path={videos}"] if own_videos else [])
     cells = expand(ablation)
     for cell in cells:
         check_evaluations(ablation.evaluate, cell.settings)
@@ -74,8 +91,8 @@ def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str
     assert {cell.reference for cell in cells} <= {cell.name for cell in cells}
     config = cells[0].settings.config
     assert (config.model.name, config.data.height) == {
-        "cpu": ("tiny", 64),
-        "gpu": ("small", 64),
+        "cpu": ("tiny", 112 if own_videos else 64),
+        "gpu": ("small", 112 if own_videos else 64),
         "paper": ("base", 224),
     }[budget]
     fewest = {"cpu": 5 if recipe.stem == "masking" else 3, "gpu": 3, "paper": 1}[budget]
@@ -84,8 +101,8 @@ def test_a_recipe_has_comparable_cells_at_every_budget(recipe: Path, budget: str
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs(recipe: Path, tmp_path: Path, raft_weights: Path) -> None:
-    loaded = load_ablation(recipe, "cpu", [*TINY, *weights_of_raft(recipe, raft_weights)], seeds=1)
+def test_a_recipe_runs(recipe: Path, tmp_path: Path, raft_weights: Path, videos: Path) -> None:
+    loaded = load_ablation(recipe, "cpu", [*TINY, *needed(recipe, raft_weights, videos)], seeds=1)
     ablation = replace(loaded, evaluate={"loss": {}, "leakage": {"clips": 1}})
     cells = expand(ablation)
     by_name = {cell.name: cell for cell in cells}
@@ -112,7 +129,7 @@ def test_a_budget_may_change_cells_by_their_labels(tmp_path: Path) -> None:
 
 
 def test_a_cell_without_its_raft_weights_is_told_of_by_the_dry_run_and_fails_in_a_line(tmp_path: Path) -> None:
-    lost = [*TINY, f"raft:flow.options.weights={tmp_path / 'lost.pth'}"]
+    lost = [*TINY, "data.options.clips=8", f"raft:flow.options.weights={tmp_path / 'lost.pth'}"]
     reason = f"flow.options.weights = {tmp_path / 'lost.pth'}: no such file"
     text = io.StringIO()
     options = Options(seeds=1, only=["dis", "raft"], dry_run=True, assignments=lost, out=tmp_path / "out")
