@@ -42,8 +42,9 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
     masker = cell.settings.make_masker()
     model = pretrain_job(cell.settings, masker, place)[1]
     dataset = ClipDataset(cell.settings.make_source(), replace(clip_spec(config), repeats=1), 0, masker)
+    videos = len(dataset)
     samples: list[Any] = []
-    read = _median_seconds(lambda: samples.append(dataset[0, len(samples)]), min(1 + _CLIPS, len(dataset)))
+    read = _median_seconds(lambda: samples.append(dataset[0, len(samples)]), min(1 + _CLIPS, videos))
     batch = collate(samples)
     if isinstance(batch, MgmaeError):
         raise batch
@@ -66,7 +67,6 @@ def _estimate(cell: Cell, evaluate: Evaluations) -> float:
 
     train, whole = (_median_seconds(work, 1 + _REPEATS) / len(batch.names) for work in (step, encode))
     seconds = cell.effort.clips_seen * (train + read) if NEED_TRAINING & set(evaluate) else 0.0
-    videos = len(dataset)
     return seconds + sum(_evaluation(name, settings, read, whole, videos) for name, settings in evaluate.items())
 
 

@@ -55,22 +55,18 @@ class _ChunkedAttention(torch.autograd.Function):
         # rowsum(P * dP) = rowsum(O * dO), as in FlashAttention (arXiv 2205.14135)
         row = (grad_out.float() * out).sum(dim=-1, keepdim=True).to(q.dtype).flatten(0, 1)
         q, k, v, grad_out = _by_head(q * scale, k, v, grad_out)
-        chunks = list(_chunks(q, k))
-        in_parts = q.shape[1] > chunks[0][1].stop
         grad_q = torch.empty_like(q)
+        in_parts = _chunk_size(q, k)[1] < q.shape[1]
         grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32 if in_parts else None) for x in (k, v))
-        weights, grad_scores = (_buffer(q, k, chunks[0]) for _ in range(2))
-        for heads, queries in chunks:
+        for heads, queries, scores, weights in _chunks(q, k):
             here = heads, queries
-            num_heads, num_queries = q[here].shape[:2]
-            p, dp = (buffer[:num_heads, :num_queries] for buffer in (weights, grad_scores))
-            torch.bmm(q[here], k[heads].transpose(1, 2), out=dp)
-            torch.softmax(dp, dim=-1, out=p)
-            _add_product(p.transpose(1, 2), grad_out[here], grad_v[heads])
-            torch.bmm(grad_out[here], v[heads].transpose(1, 2), out=dp)
-            dp.sub_(row[here]).mul_(p)
-            torch.bmm(dp, k[heads], out=grad_q[here])
-            _add_product(dp.transpose(1, 2), q[here], grad_k[heads])
+            torch.bmm(q[here], k[heads].transpose(1, 2), out=scores)
+            torch.softmax(scores, dim=-1, out=weights)
+            _add_product(weights.transpose(1, 2), grad_out[here], grad_v[heads])
+            grad_scores = torch.bmm(grad_out[here], v[heads].transpose(1, 2), out=scores)
+            grad_scores.sub_(row[here]).mul_(weights)
+            torch.bmm(grad_scores, k[heads], out=grad_q[here])
+            _add_product(grad_scores.transpose(1, 2), q[here], grad_k[heads])
         grads = grad_q * scale, grad_k.to(q.dtype), grad_v.to(q.dtype)
         return tuple(grad.view(shape) for grad, shape in zip(grads, shapes, strict=True))
 
@@ -79,14 +75,10 @@ def _chunked_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     shape = q.shape
     q, k, v = _by_head(q * shape[-1] ** -0.5, k, v)
     out = torch.empty_like(q)
-    chunks = list(_chunks(q, k))
-    scores, weights = (_buffer(q, k, chunks[0]) for _ in range(2))
-    for heads, queries in chunks:
-        num_heads, num_queries = q[heads, queries].shape[:2]
-        s, p = (buffer[:num_heads, :num_queries] for buffer in (scores, weights))
-        torch.bmm(q[heads, queries], k[heads].transpose(1, 2), out=s)
-        torch.softmax(s, dim=-1, out=p)
-        torch.bmm(p, v[heads], out=out[heads, queries])
+    for heads, queries, scores, weights in _chunks(q, k):
+        torch.bmm(q[heads, queries], k[heads].transpose(1, 2), out=scores)
+        torch.softmax(scores, dim=-1, out=weights)
+        torch.bmm(weights, v[heads], out=out[heads, queries])
     return out.view(shape)
 
 
@@ -102,18 +94,20 @@ def _add_product(left: Tensor, right: Tensor, total: Tensor) -> None:
         total += torch.bmm(left, right)
 
 
-def _buffer(q: Tensor, k: Tensor, chunk: tuple[slice, slice]) -> Tensor:
-    """Return room for a chunk's scores, which all chunks use in turn: fresh memory each time takes longer."""
-    heads, queries = chunk
-    return q.new_empty(min(heads.stop, q.shape[0]), min(queries.stop, q.shape[1]), k.shape[1])
-
-
-def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield heads and queries whose scores are made at a time: whole heads, or equal parts of one."""
+def _chunk_size(q: Tensor, k: Tensor) -> tuple[int, int]:
+    """Return how many heads, and queries of each, have their scores made at a time: whole heads, or a part of one."""
     num_heads, num_queries, num_keys = q.shape[0], q.shape[1], k.shape[1]
     heads = max(1, SCORES_AT_A_TIME // (num_queries * num_keys))
     parts = math.ceil(num_queries * num_keys / SCORES_AT_A_TIME) if heads == 1 else 1
-    queries = math.ceil(num_queries / parts)
-    for head in range(0, num_heads, heads):
-        for query in range(0, num_queries, queries):
-            yield slice(head, head + heads), slice(query, query + queries)
+    return min(heads, num_heads), math.ceil(num_queries / parts)
+
+
+def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Yield heads, queries, and room for their scores and weights: the same for all, as fresh memory takes longer."""
+    heads, queries = _chunk_size(q, k)
+    scores, weights = (q.new_empty(heads, queries, k.shape[1]) for _ in range(2))
+    for head in range(0, q.shape[0], heads):
+        for query in range(0, q.shape[1], queries):
+            here = slice(head, head + heads), slice(query, query + queries)
+            num_heads, num_queries = q[here].shape[:2]
+            yield *here, scores[:num_heads, :num_queries], weights[:num_heads, :num_queries]

@@ -18,7 +18,7 @@ from mgmae_cli.ablation.run import Options, run_ablation
 from mgmae_cli.ablation.state import plan_runs, write_spec
 from mgmae_cli.ablation.work import do_run
 from mgmae_cli.errors import ConfigError
-from tests.downstream.conftest import write_frames, write_list
+from tests.downstream.conftest import write_gestures
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -58,21 +58,15 @@ def raft_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a list of videos for the recipe that needs one."""
-    folder = tmp_path_factory.mktemp("videos")
-    rows = []
-    for number in range(6):
-        write_frames(folder / f"clip{number}", 20, seed=number, size=(24, 32))
-        rows.append(f"clip{number},{'ab'[number % 2]},{'val' if number > 3 else 'train'}")
-    return write_list(folder / "labels.csv", rows, "path,label,split")
+    return write_gestures(tmp_path_factory.mktemp("videos"))
 
 
 def needed(recipe: Path, weights: Path, videos: Path) -> list[str]:
-    """Return the settings that a recipe leaves to the user."""
-    return {
-        "flow": [f"raft:flow.options.weights={weights}"],
-        "flow_iterations": [f"flow.options.weights={weights}"],
-        "masking_videos": [f"data.path={videos}", "data.options.cache=null"],
-    }.get(recipe.stem, ["data.options.clips=8"])
+    """Return the settings that a recipe leaves to the user, and a small source."""
+    if recipe.stem == "masking_videos":
+        return [f"data.path={videos}", "data.options.cache=null"]
+    label = {"flow": "raft:", "flow_iterations": ""}.get(recipe.stem)
+    return ["data.options.clips=8", *([] if label is None else [f"{label}flow.options.weights={weights}"])]
 
 
 def test_there_is_a_recipe_for_each_question() -> None:

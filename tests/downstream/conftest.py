@@ -96,6 +96,15 @@ def write_list(path: Path, rows: list[str], header: str = "path,label,split,grou
     return path
 
 
+def write_gestures(folder: Path) -> Path:
+    """Write a list like that of the gestures: six raw-frame folders of 24 x 32, two classes, sessions, splits."""
+    rows = []
+    for number in range(6):
+        write_frames(folder / f"clip{number}", 20, seed=number, size=(24, 32))
+        rows.append(f"clip{number},{'ab'[number % 2]},{number // 2},{'val' if number > 3 else 'train'}")
+    return write_list(folder / "labels.csv", rows, "path,label,session,split")
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the lines of a CSV file."""
     with path.open(newline="") as file:

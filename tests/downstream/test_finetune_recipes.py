@@ -15,7 +15,7 @@ from mgmae_cli.engine.checkpoint import CheckpointFolder
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.model.videomae import preset
 from mgmae_cli.model.weights import Geometry, expected_shapes
-from tests.downstream.conftest import write_frames, write_list
+from tests.downstream.conftest import write_gestures
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "finetune"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -45,12 +45,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def gestures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a list like that of the gestures: two classes, sessions, splits."""
-    folder = tmp_path_factory.mktemp("gestures")
-    rows = []
-    for number in range(6):
-        write_frames(folder / f"clip{number}", 20, seed=number, size=(24, 32))
-        rows.append(f"clip{number},{'ab'[number % 2]},{number // 2},{'val' if number > 3 else 'train'}")
-    return write_list(folder / "labels.csv", rows, "path,label,session,split")
+    return write_gestures(tmp_path_factory.mktemp("gestures"))
 
 
 def test_there_are_recipes() -> None:
