@@ -11,6 +11,22 @@ import torch
 torch.set_num_threads(1)  # results repeat, and tiny tensors are faster so
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run the tests that need a GPU, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--gpu"):  # what is tested is what CPUs do, wherever the tests run
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--gpu"):
+        others = [item for item in items if Path(__file__).parent / "gpu" not in item.path.parents]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
 def _shared_data() -> Path | None:
     named = os.environ.get("MGMAE_SHARED")
     beside = Path(__file__).resolve().parents[2] / "shared"

@@ -116,9 +116,11 @@ def _pretrain(run: Run, settings: Settings, workers: int | None, console: Consol
 def _folders() -> Iterator[Path]:
     """Yield the folders that standard input names; end this process as soon as it closes."""
     lines: Queue[str] = Queue()
+    # not sys.stdin itself: a forked loader process closes that, and would wait for ever for who reads from it
+    source = os.fdopen(os.dup(0), encoding="utf-8")
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in source:
             lines.put(line.strip())
         os._exit(0)  # whoever started us has ended: its run must not go on unseen
 

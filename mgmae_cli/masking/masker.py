@@ -48,12 +48,12 @@ class Masker:
         return MaskInputs(clip, self.grid, self.ratio, generator, self.estimator, truth)
 
     def __call__(self, clip: Tensor, generator: torch.Generator, truth: TruthFlow | None = None) -> Tensor:
-        """Return a (B, N) bool mask, True = masked.
+        """Return a (B, N) bool mask, True = masked: the same whatever precision the step around it has.
 
         Raises:
             PluginError: the strategy or the estimator returned the wrong thing.
         """
         count = clip.device.type == "cpu" or not self._counted
         self._counted = True
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
             return checked_mask(self.strategy, self.inputs(clip, generator, truth), count)

@@ -78,8 +78,10 @@ def split_tokens(mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """Return uint8 pixels (..., 3) as float32, standardised by ImageNet's mean and deviation: the encoder's input."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
+    # copied without waiting for the device, as a tensor made there would
+    mean, std = (
+        (torch.tensor(values) * 255).to(pixels.device, non_blocking=True) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (pixels - mean) / std
 
 

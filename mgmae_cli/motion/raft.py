@@ -72,9 +72,8 @@ class RaftFlow(FlowEstimator):
         )
         if inner != (height, width):
             grid = (max(1, height // self.options.scale), max(1, width // self.options.scale))
-            flow = F.adaptive_avg_pool2d(flow, grid) * flow.new_tensor([width / inner[1], height / inner[0]]).view(
-                2, 1, 1
-            )
+            shrunk = torch.tensor([width / inner[1], height / inner[0]]).to(flow.device, non_blocking=True)
+            flow = F.adaptive_avg_pool2d(flow, grid) * shrunk[:, None, None]
         return flow.view(*request.source.shape, *flow.shape[1:])
 
 

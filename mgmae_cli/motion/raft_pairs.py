@@ -36,7 +36,7 @@ def flow_of_pairs(
     Args:
         model: torchvision's `raft_small` or `raft_large`, in evaluation mode.
         frames: (F, 3, H, W) in [-1, 1]; H and W multiples of 8, at least `SMALLEST_SIDE`.
-        source, target: (P,) long: numbers of frames.
+        source, target: (P,) long on the CPU: numbers of frames.
         iterations: updates of the flow.
         scale: 1, 2, 4 or 8; the flow comes on a grid this many times smaller.
         bf16: run the networks under bf16 autocast; correlations and flow stay in fp32.
@@ -56,6 +56,9 @@ def flow_of_pairs(
     with torch.no_grad():
         used, place = torch.unique(torch.stack([source, target]), return_inverse=True)
         used_sources, source_place = torch.unique(source, return_inverse=True)
+        used, place, used_sources, source_place = (
+            index.to(frames.device, non_blocking=True) for index in (used, place, used_sources, source_place)
+        )
         with autocast():
             features = torch.cat([model.feature_encoder(frames[part]) for part in used.split(frames_at_once)])
             contexts = torch.cat([model.context_encoder(frames[part]) for part in used_sources.split(frames_at_once)])

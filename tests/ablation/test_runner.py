@@ -97,6 +97,14 @@ def test_a_stopped_ablation_saves_says_so_and_goes_on(tmp_path: Path) -> None:
     assert state["status"] == "waiting"
 
 
+def test_runs_with_loader_processes_end_with_the_figures_of_runs_without(undisturbed: Path, tmp_path: Path) -> None:
+    recipe = write(tmp_path, 40, RECIPE.replace("data: {", "data: {workers: 1, "))
+    process = start(recipe, tmp_path / "out")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert figures(tmp_path / "out") == figures(undisturbed)
+
+
 def test_a_failed_cell_is_shown_with_its_error_and_the_others_go_on(tmp_path: Path) -> None:
     text = RECIPE.replace(
         "motion: {mask.name: motion, mask.options.init: pixel}", "wild: {mask.name: tube, train.base_lr: 1.0e+30}"
