@@ -72,6 +72,12 @@ def run_flow(bench: Bench) -> list[Table]:
             estimator.to(bench.device)  # reads the weights
     clips = example_clips(bench, bench.batch_size if bench.device.type == "cuda" else 1)
     requests = {name: _request(estimator, clips, bench.device) for name, estimator in estimators.items()}
+    for name in list(estimators):
+        try:
+            estimators[name].estimate(requests[name])
+        except MgmaeError as error:  # what it needs is not installed
+            notes.append(f"{name} is left out: {error}")
+            del estimators[name]
     competitors = [_competitor(name, estimators[name], requests[name]) for name in estimators]
     timings = race(competitors, options.repeats, bench.say)
     rows = []

@@ -21,8 +21,11 @@ def hf_twin(ours: VideoMAE) -> nn.Module:
     state, _ = to_hf(weights)
     with torch.random.fork_rng(devices=[]):
         model: Any = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig.from_dict(config_json(weights)))
-    known = model.state_dict().keys()
-    model.load_state_dict({name: tensor for name, tensor in state.items() if name in known})  # biases have two names
+    known = model.state_dict()
+    ours_there = {name: tensor for name, tensor in state.items() if name in known}  # biases have two names
+    # keys have biases in some releases of 5: without effect, and zero in ours
+    of_keys = {name: torch.zeros_like(tensor) for name, tensor in known.items() if name.endswith("attention.key.bias")}
+    model.load_state_dict({**of_keys, **ours_there})
     return model.train()  # type: ignore[no-any-return]
 
 

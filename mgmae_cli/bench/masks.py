@@ -24,7 +24,7 @@ from mgmae_cli.interfaces import FlowEstimator, FlowRequest
 from mgmae_cli.masking.masker import Masker
 from mgmae_cli.seeds import derive_generator
 
-CLIPS = 8  # whose masks are drawn in each turn
+CLIPS = 8  # whose masks are drawn in each turn; on a GPU, a batch
 
 # Options of strategies whose cost is of interest, besides the default ones.
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -82,7 +82,8 @@ class RecordedFlow(FlowEstimator):
 def run_masks(bench: Bench) -> list[Table]:
     """Measure the masks of all registered strategies in turns with training steps."""
     drawers, notes = _drawers(bench)
-    clips = example_clips(bench, CLIPS)
+    count = bench.batch_size if bench.device.type == "cuda" else CLIPS
+    clips = example_clips(bench, count)
     specs = plain_specs(bench)
     competitors = [_competitor(drawer, clips, bench.device) for drawer in drawers]
     timings = race([*competitors, *step_competitors(specs)], bench.options.repeats, bench.say)
@@ -103,7 +104,7 @@ def run_masks(bench: Bench) -> list[Table]:
     rows += [Row(f"{spec.name} step", {"a clip": timings[spec.name].each("ms")}) for spec in specs]
     grid = bench.options.grid
     title = (
-        f"drawn for {CLIPS} clips of {grid.frames} x {grid.height} x {grid.width}, mask {bench.options.mask_ratio:g}"
+        f"drawn for {count} clips of {grid.frames} x {grid.height} x {grid.width}, mask {bench.options.mask_ratio:g}"
     )
     return [Table("masks", title, rows, [*NOTES, *notes])]
 
@@ -136,6 +137,12 @@ def _with_and_without_flow(bench: Bench, strategy: str, options: Mapping[str, An
     yield Drawer(strategy, options, replace(masker, estimator=RecordedFlow(masker.estimator)))
     if not options:
         yield Drawer(strategy, options, masker, masker.estimator.name)
+        if bench.options.weights is not None and masker.estimator.name != "raft":
+            raft = {"flow.name": "raft", "flow.options.weights": str(bench.options.weights)}
+            masker = shapes_settings(bench, {**chosen, **raft}).make_masker()
+            assert masker.estimator is not None
+            masker.estimator.to(bench.device)
+            yield Drawer(strategy, options, masker, "raft")
 
 
 def _device(drawer: Drawer, device: torch.device) -> torch.device:
@@ -146,7 +153,7 @@ def _competitor(drawer: Drawer, clips: Tensor, device: torch.device) -> Competit
     where = _device(drawer, device)
     there = clips.to(where)
     in_worker = drawer.masker.stage == "worker"
-    return Competitor(drawer.name, lambda _: drawer.draw(there), CLIPS, clock_of(where), one_core=in_worker)
+    return Competitor(drawer.name, lambda _: drawer.draw(there), len(clips), clock_of(where), one_core=in_worker)
 
 
 def _agreement(masks: Tensor, others: Tensor) -> Figure:

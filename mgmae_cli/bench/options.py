@@ -29,7 +29,7 @@ _USED_BY = {
     "mask_ratio": ("masks", "step", "train"),
     "compile": ("step", "train"),
     "checkpointing": ("step",),
-    "weights": ("flow",),
+    "weights": ("masks", "flow"),
     "videos": ("data",),
     "steps": ("train",),
     "profile": ("step",),
@@ -53,7 +53,7 @@ class BenchOptions:
         mask_ratio: share of masked tokens.
         compile: measure compiled models beside the others.
         checkpointing: measure recomputed activations beside the others.
-        weights: RAFT's; None: random ones, which are as fast.
+        weights: RAFT's; None: random ones, which are as fast, and no masks by its flow.
         videos: for the part `data`; none: those that can be found or made.
         steps: of each run of the part `train`.
         profile: folder for traces of a step, and tables of where its time goes.

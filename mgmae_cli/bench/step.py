@@ -158,7 +158,9 @@ def run_step(bench: Bench) -> list[Table]:
     timings = race([*products, *step_competitors(specs)], bench.options.repeats, bench.say)
     # torch.compile's own processes and code would be counted on a CPU
     weighed = [spec for spec in specs if bench.device.type == "cuda" or not spec.compiled]
-    memory = peak_memory(weighed, min(bench.options.repeats, MEMORY_REPEATS), bench.say)
+    # what torch allocates on a GPU is the same each time
+    repeats = 1 if bench.device.type == "cuda" else min(bench.options.repeats, MEMORY_REPEATS)
+    memory = peak_memory(weighed, repeats, bench.say)
     rows = [Row(product.name, {"rate": timings[product.name].rate("GFLOP/s", 1e-9)}) for product in products]
     rows += [Row(spec.name, _figures(spec, timings, memory)) for spec in specs]
     grid = bench.options.grid

@@ -45,7 +45,10 @@ def bench(
         bool, _option("--checkpointing", "step: also measure with activations computed again.")
     ] = False,
     weights: Annotated[
-        Path | None, _option("--weights", "flow: a file of RAFT-small; default: random ones.", show_default=False)
+        Path | None,
+        _option(
+            "--weights", "A file of RAFT-small: flow with it, not random ones; masks by it, too.", show_default=False
+        ),
     ] = None,
     video: Annotated[
         list[Path] | None,

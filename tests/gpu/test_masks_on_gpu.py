@@ -26,8 +26,7 @@ GRID = ClipGrid(frames=16, height=224, width=224, tubelet=2, patch=16)
 def test_device_and_cpu_give_the_same_mask(strategy: MaskStrategy, gpu: torch.device) -> None:
     for grid in GRIDS:
         on_cpu, on_gpu = (
-            strategy.sample(mask_inputs(grid, 0.9, 4, 7, ShiftFlow(2.3, -1.2), device)).cpu()
-            for device in ("cpu", gpu)
+            strategy.sample(mask_inputs(grid, 0.9, 4, 7, ShiftFlow(2.3, -1.2), device)).cpu() for device in ("cpu", gpu)
         )
         assert (on_cpu == on_gpu).float().mean() > 0.999
 
@@ -50,7 +49,9 @@ def test_raft_gives_the_cpus_flow(clips: Tensor, gpu: torch.device, shared_data:
     on_cpu = flow_of(RaftFlow(options("fp32")), clips)
     on_gpu = flow_of(RaftFlow(options("fp32")), clips.to(gpu))
     assert on_cpu.abs().mean() > 0.5
-    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-2, atol=1e-2)
+    differences = (on_gpu - on_cpu).abs()
+    assert differences.mean() < 1e-3
+    assert differences.max() < 0.1  # where a GRU's gates amplify the last bits
     in_bf16 = flow_of(RaftFlow(options("auto")), clips.to(gpu))
     assert 0 < (in_bf16 - on_cpu).abs().mean() < 0.1
 

@@ -50,7 +50,7 @@ def test_auto_takes_the_gpu_and_bf16_and_goes_on_where_it_stopped(
 def test_compiled_runs_learn_alike(mgmae: MGMAE, tmp_path: Path) -> None:
     eager, compiled = tmp_path / "eager", tmp_path / "compiled"
     assert mgmae("pretrain", *SMALL, "--steps", 8, "--out", eager) == 0
-    assert mgmae("pretrain", *SMALL, "--steps", 8, "--compile", "--out", compiled) == 0
+    assert mgmae("pretrain", *SMALL, "--steps", 8, "--set", "run.compile=true", "--out", compiled) == 0
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-2)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from mgmae_cli.grid import ClipGrid
 from mgmae_cli.interfaces import MaskStrategy
