@@ -1,4 +1,4 @@
-"""The most memory that a step takes, measured in a fresh process, where nothing else has been."""
+"""The most memory that a step takes: on a GPU as torch counts it, else in a fresh process, where nothing has been."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ STEPS = 2  # the second one meets what the first one leaves behind
 
 
 def peak_memory(specs: Sequence[StepSpec], repeats: int, say: Callable[[str], None]) -> dict[str, Figure]:
-    """Return the most memory that each step takes, by name, in GB; processes take turns as in `measure.race`."""
+    """Return the most memory that each step takes, by name, in GB; they take turns as in `measure.race`."""
     found: dict[str, list[float]] = {spec.name: [] for spec in specs}
     for number in range(repeats):
         for spec in specs:
             say(f"memory, round {number + 1} of {repeats}: {spec.name}")
+            if spec.place.device.type == "cuda":
+                found[spec.name].append(_gpu_memory(spec) / 1e9)
+                continue
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 found[spec.name].append(pool.submit(step_memory, spec, torch.get_num_threads()).result() / 1e9)
     return {name: Figure.of(samples, "GB") for name, samples in found.items()}
 
 
 def step_memory(spec: StepSpec, threads: int) -> int:
-    """Return the bytes that a step adds at most to what this process holds; meant for a fresh process.
+    """Return the bytes that a step adds at most to what this process, a fresh one, holds in a CPU's memory.
 
     Weights, gradients, activations and the batch count, libraries don't.
     """
@@ -41,14 +44,24 @@ def step_memory(spec: StepSpec, threads: int) -> int:
         import transformers.models.videomae.modeling_videomae  # noqa: F401 - its own size is not the step's
 
     torch.set_num_threads(threads)
-    device = spec.place.device
     before = _most_resident()
     step = make_step(spec, make_model(spec))
     for number in range(STEPS):
         step(number)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     return _most_resident() - before
+
+
+def _gpu_memory(spec: StepSpec) -> int:
+    """Return the same of a GPU's memory, in bytes that torch has allocated."""
+    from mgmae_cli.bench.step import make_model, make_step
+
+    device = spec.place.device
+    before = torch.cuda.memory_allocated(device)
+    step = make_step(spec, make_model(spec))
+    torch.cuda.reset_peak_memory_stats(device)
+    for number in range(STEPS):
+        step(number)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _most_resident() -> int:

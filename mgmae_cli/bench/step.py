@@ -174,7 +174,7 @@ def run_step(bench: Bench) -> list[Table]:
 NOTES = (
     "of the matrix rate: the step's own matrix operations per second, of those of the matrix product in the same round",
     "x hf: transformers' time for the same clips in the same precision, divided by this time, round by round",
-    "memory: the most that a fresh process takes above what it holds before the model is made",
+    "memory: the most that a step with its model takes; on a CPU of a fresh process",
 )
 
 

@@ -122,7 +122,9 @@ class Gru:
         sizes = [self.hidden, context_channels, weight.shape[1] - self.hidden - context_channels]
         of_state, of_context, of_motion = torch.split(weight, sizes, dim=1)
         self.of_context = of_context.contiguous(memory_format=torch.channels_last)
-        varying = torch.cat([of_state, of_motion], dim=1).contiguous(memory_format=torch.channels_last)
+        self.idle = -(sizes[0] + sizes[2]) % 8  # a GPU's matrix units want channels in eights: zeros fill up
+        varying = F.pad(torch.cat([of_state, of_motion], dim=1), (0, 0, 0, 0, 0, self.idle))
+        varying = varying.contiguous(memory_format=torch.channels_last)
         self.of_gates, self.of_candidate = torch.split(varying, [2 * self.hidden, self.hidden])
 
     def share(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,9 +135,11 @@ class Gru:
 
     def step(self, state: Tensor, motion: Tensor, share: tuple[Tensor, Tensor]) -> Tensor:
         """Return the next hidden state."""
-        gates = F.conv2d(torch.cat([state, motion], dim=1), self.of_gates, padding=self.padding) + share[0]
+        zeros = motion.new_zeros(motion.shape[0], self.idle, *motion.shape[2:])
+        gates = F.conv2d(torch.cat([state, motion, zeros], dim=1), self.of_gates, padding=self.padding) + share[0]
         update, reset = torch.sigmoid(gates).chunk(2, dim=1)
-        candidate = F.conv2d(torch.cat([reset * state, motion], dim=1), self.of_candidate, padding=self.padding)
+        seen = torch.cat([reset * state, motion, zeros], dim=1)
+        candidate = F.conv2d(seen, self.of_candidate, padding=self.padding)
         return torch.lerp(state, torch.tanh(candidate + share[1]), update)
 
 

@@ -78,13 +78,16 @@ def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class InstanceNorm(torch.nn.Module):
-    """Instance norm without weights; on a CPU in three passes, where torch's own takes half of an encoder's time."""
+    """Instance norm without weights, in as few passes as it takes: torch's own takes half of an encoder's time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return torch.nn.functional.instance_norm(x)
-        centred = x - x.mean(dim=(2, 3), keepdim=True)
-        return centred.mul_((centred.square().mean(dim=(2, 3), keepdim=True) + 1e-5).rsqrt_())
+        if x.device.type == "cpu":
+            centred = x - x.mean(dim=(2, 3), keepdim=True)
+            return centred.mul_((centred.square().mean(dim=(2, 3), keepdim=True) + 1e-5).rsqrt_())
+        mean = x.mean(dim=(2, 3), keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=torch.float32)
+        scale = ((norm.square() / x[0, 0].numel() - mean.square()).clamp_min(0) + 1e-5).rsqrt()
+        return torch.addcmul(-mean * scale, x, scale, out=torch.empty_like(x))
 
 
 def _quicken_norms(model: torch.nn.Module) -> None:
