@@ -1,5 +1,6 @@
 # make check: everything CI checks. make fix: format and mend what can be mended. make docs: renew help in README.md.
-.PHONY: check fix lint test docs
+# make test-gpu: on a machine with a GPU.
+.PHONY: check fix lint test test-gpu docs
 
 PYTHON_FILES = mgmae_cli tests plugins
 
@@ -13,6 +14,9 @@ lint:
 
 test:
 	pytest
+
+test-gpu:
+	pytest --gpu -n 0 tests/gpu
 
 fix:
 	ruff format $(PYTHON_FILES)

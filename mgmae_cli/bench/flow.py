@@ -86,9 +86,8 @@ def run_flow(bench: Bench) -> list[Table]:
         if name in (SAME, "raft") and PEER in estimators:
             figures[f"x {PEER}"] = timings[name].faster_than(timings[PEER])
         if name == SAME and PEER in estimators:
-            with torch.backends.cudnn.flags(
-                enabled=True, allow_tf32=False
-            ):  # a GPU's convolutions of float32 round to TF32
+            # TF32, by which a GPU convolves, rounds far more than they differ
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 own, peer = (estimators[each].estimate(requests[each]) for each in (SAME, PEER))
             distance = torch.linalg.vector_norm(own - peer, dim=2)
             figures["mean difference"] = Figure.of([float(distance.mean())], "px")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch._C._autograd import DeviceType  # torch.autograd has it, but does not say so
 from torch.profiler import ProfilerActivity, profile
 
 from mgmae_cli.bench.measure import WARMUPS, Figure
@@ -60,6 +61,7 @@ def _profile(spec: StepSpec, repeats: int, trace: Path) -> Table:
             {
                 event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
                 for event in profiler.key_averages()
+                if event.device_type == DeviceType.CPU  # operators; a GPU's kernels are listed beside them once more
             }
         )
     profiler.export_chrome_trace(str(trace))

@@ -161,7 +161,8 @@ def run_step(bench: Bench) -> list[Table]:
     # what torch allocates on a GPU is the same each time
     repeats = 1 if bench.device.type == "cuda" else min(bench.options.repeats, MEMORY_REPEATS)
     memory = peak_memory(weighed, repeats, bench.say)
-    rows = [Row(product.name, {"rate": timings[product.name].rate("GFLOP/s", 1e-9)}) for product in products]
+    unit, scale = ("TFLOP/s", 1e-12) if bench.device.type == "cuda" else ("GFLOP/s", 1e-9)
+    rows = [Row(product.name, {"rate": timings[product.name].rate(unit, scale)}) for product in products]
     rows += [Row(spec.name, _figures(spec, timings, memory)) for spec in specs]
     grid = bench.options.grid
     title = (
@@ -183,7 +184,7 @@ def _figures(spec: StepSpec, timings: Mapping[str, Timings], memory: Mapping[str
     per_operation = replace(own, work=own.work * spec.operations)
     peer = timings.get(replace(spec, peer=True, half=False, checkpointing=False, compiled=False).name)
     figures = {
-        "a clip": own.each("s"),
+        "a clip": own.each("s" if spec.place.device.type == "cpu" else "ms"),
         "of the matrix rate": product.share_of(per_operation),
         "operations a clip": Figure.of([spec.operations / 1e9], "GFLOP"),
     }

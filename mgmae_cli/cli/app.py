@@ -59,6 +59,12 @@ def main() -> None:
         message = str(error).replace("\n", "\n       ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, named so that torch need not be imported
+            raise
+        reason = " ".join(str(error).split())[:120]
+        print(f"error: the GPU's memory does not hold this ({reason}...): lower --batch-size", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

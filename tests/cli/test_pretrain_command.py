@@ -160,6 +160,17 @@ def test_bad_input_is_answered_by_one_clear_message_and_exit_code_2(run, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_gpu_without_room_for_the_model_is_told_in_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def move(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has")
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    code, said = run("pretrain", *MICRO, "--steps", "1")
+    assert code == 2
+    line = "error: the GPU's memory does not hold this (CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has...)"
+    assert said.splitlines()[-1] == f"{line}: lower --batch-size"
+
+
 def test_all_problems_of_a_recipe_are_told_at_once_with_file_and_key(run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("train: {base_lr: fast, batchsize: 3}\nmodel: {name: basse}\n")
     code, said = run("pretrain", "r.yaml")
