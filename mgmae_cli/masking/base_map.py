@@ -9,6 +9,7 @@ Shapes: B clips, h w cells, R rows and Q columns of patches, K visible patches a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -93,8 +94,9 @@ def _one_or_epsilon(chosen: Tensor) -> Tensor:
     return chosen.to(torch.float32).clamp_min(EPSILON)
 
 
+@lru_cache(maxsize=16)
 def _bells(places: int, patch: int, stride: int, sigma: float, device: torch.device) -> Tensor:
-    """Return a (places, cells) table of bells along one axis, one a patch, at the centres of the axis's cells."""
+    """Return a (places, cells) table of bells along one axis, one a patch, at the centres of the axis's cells: not to be changed."""
     centres = torch.arange(places, device=device) * patch + (patch - 1) / 2
     cells = torch.arange(places * (patch // stride), device=device) * stride + (stride - 1) / 2
     return torch.exp(-(((cells - centres[:, None]) / sigma) ** 2))

@@ -58,10 +58,10 @@ def propagate(base_map: Tensor, base: Tensor, warp: BackwardWarp | ForwardWarp, 
     """
     frames = warp.hole.shape[1] + 1
     maps = base_map[:, None].repeat(1, frames, 1, 1)
-    later = [(frame, frame - 1, frame - 1, base < frame) for frame in range(1, frames)]
-    earlier = [(frame, frame + 1, frame, base > frame) for frame in reversed(range(frames - 1))]
+    bases: list[int] = base.tolist()
+    later = [(frame, frame - 1, frame - 1, [start < frame for start in bases]) for frame in range(1, frames)]
+    earlier = [(frame, frame + 1, frame, [start > frame for start in bases]) for frame in reversed(range(frames - 1))]
     for made, known, pair, concerned in later + earlier:
-        # `concerned` is on the CPU, and so is the choice of clips: nothing here waits for a GPU.
         clips = _rows(concerned, maps.device)
         if clips is None:
             continue
@@ -76,9 +76,9 @@ def propagate(base_map: Tensor, base: Tensor, warp: BackwardWarp | ForwardWarp, 
     return maps
 
 
-def _rows(concerned: Tensor, device: torch.device) -> Rows | None:
-    """Return an index of the True rows: None if there are none, a slice if there are only such."""
-    if bool(concerned.all()):
+def _rows(concerned: list[bool], device: torch.device) -> Rows | None:
+    """Return an index of the True rows, made without waiting for a GPU: None if there are none, a slice if all are."""
+    if all(concerned):
         return slice(None)
-    rows = concerned.nonzero()[:, 0]
-    return rows.to(device, non_blocking=True) if len(rows) else None
+    rows = [row for row, wanted in enumerate(concerned) if wanted]
+    return torch.tensor(rows).to(device, non_blocking=True) if rows else None

@@ -1,6 +1,6 @@
 """Run a two-frame flow method of OpenCV over the frame pairs of a batch: what `dis` and `tvl1` share.
 
-Every frame is turned grey (and made smaller) once, however many pairs it is part of.
+Every frame is made smaller and turned grey once, however many pairs it is part of.
 """
 
 from __future__ import annotations
@@ -22,17 +22,28 @@ SMALLEST_SIDE = 16  # pixels after scaling; DIS refuses less than 12
 
 
 def grey_frames(clip: Tensor, height: int, width: int) -> list[Frame]:
-    """Return the T frames of one (3, T, H, W) uint8 clip in grey, made smaller by area to height x width."""
+    """Return the T frames of one (3, T, H, W) uint8 clip in grey, made smaller by area to height x width first."""
     import cv2
 
-    planes = clip.cpu().contiguous().numpy()
-    frames, full_height, full_width = planes.shape[1:]
+    planes = [_shrink(plane, height, width) for plane in clip.cpu().contiguous().numpy()]
     # The clip is planar and cv2 wants interleaved colour: merging planes is 15 times faster than a permuted copy.
-    colour = cv2.merge([plane.reshape(-1, full_width) for plane in planes])
-    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).reshape(frames, full_height, full_width)
+    colour = cv2.merge([plane.reshape(-1, width) for plane in planes])
+    return list(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).reshape(-1, height, width))
+
+
+def _shrink(frames: Frame, height: int, width: int) -> Frame:
+    """Make frames (T, H, W) smaller by area to (T, height, width)."""
+    import cv2
+
+    count, full_height, full_width = frames.shape
     if (height, width) == (full_height, full_width):
-        return list(grey)
-    return [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in grey]
+        return frames
+    if full_height % height:
+        smaller = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]
+        return np.stack(smaller)
+    # no block of pixels reaches from one frame into the next: all frames at once, one below the other
+    tall = cv2.resize(frames.reshape(-1, full_width), (width, count * height), interpolation=cv2.INTER_AREA)
+    return tall.reshape(count, height, width)
 
 
 def estimate_on_grey(

@@ -44,14 +44,15 @@ class BackwardWarp:
 
     def __init__(self, flow: Tensor) -> None:
         height, width = flow.shape[3:]
-        x, y = _landing(flow)
-        inside_x, inside_y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-        self.hole = torch.maximum((x - inside_x).abs(), (y - inside_y).abs()) > 0.5
+        landing = _landing(flow)
+        inside = landing.clamp(min=0).minimum(_pair(width - 1, height - 1, landing))
+        outside = landing.sub_(inside).abs_()
+        self.hole = torch.maximum(outside[:, :, 0], outside[:, :, 1]) > 0.5
         # grid_sample wants -1 to 1 over its input. On 2^n + 1 cells this is exact for whole cells: with no flow, a map
         # stays as it is to the last bit.
         self._canvas = [1 + 2 ** max(1, (size - 1).bit_length()) for size in (height, width)]
-        half_x, half_y = (self._canvas[1] - 1) / 2, (self._canvas[0] - 1) / 2
-        self._sample_at = torch.stack((inside_x / half_x - 1, inside_y / half_y - 1), dim=-1)
+        half = _pair((self._canvas[1] - 1) / 2, (self._canvas[0] - 1) / 2, inside)
+        self._sample_at = inside.div_(half).sub_(1).permute(0, 1, 3, 4, 2)
 
     def __call__(self, known: Tensor, clips: Rows, pair: int) -> Tensor:
         """Return the made maps (n, h, w) of n clips from their known maps (n, h, w); a hole holds the nearest edge."""
@@ -73,7 +74,7 @@ class ForwardWarp:
 
     def __init__(self, flow: Tensor) -> None:
         clips, pairs, _, height, width = flow.shape
-        x, y = _landing(flow)
+        x, y = _landing(flow).unbind(2)
         # The canvas has a margin of one cell before and two behind the frame: what leaves the frame lands there.
         x, y = x.clamp(-1, width), y.clamp(-1, height)
         left, top = x.floor(), y.floor()
@@ -130,18 +131,26 @@ def flow_to_grid(flow: Tensor, grid: Sequence[int], pixels: Sequence[int]) -> Te
 
 
 def _block_mean(images: Tensor, height: int, width: int) -> Tensor:
-    """Average (n, c, h', w') over whole blocks: what `F.interpolate(mode="area")` does, five times as fast on a CPU."""
+    """Average (n, c, h', w') over whole blocks: what `F.interpolate(mode="area")` does, six times as fast on a CPU."""
     down, across = images.shape[2] // height, images.shape[3] // width
-    rows = images.view(*images.shape[:2], height, down, images.shape[3]).sum(3)
-    total = rows[..., 0::across].clone()
+    blocks = images.view(*images.shape[:2], height, down, width, across)
+    rows = blocks[:, :, :, 0].clone()
+    for row in range(1, down):
+        rows += blocks[:, :, :, row]
+    total = rows[..., 0].clone()
     for column in range(1, across):
-        total += rows[..., column::across]
-    return total / (down * across)
+        total += rows[..., column]
+    return total.div_(down * across)
 
 
-def _landing(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each cell's flow points, x and y, both (B, P, h, w); flow that is not finite points outside."""
+def _landing(flow: Tensor) -> Tensor:
+    """Return where each cell's flow points, (B, P, 2, h, w); flow that is not finite points outside."""
     x = torch.arange(flow.shape[4], device=flow.device, dtype=flow.dtype)
-    y = torch.arange(flow.shape[3], device=flow.device, dtype=flow.dtype)[:, None]
-    flow = flow.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR)
-    return flow[:, :, 0] + x, flow[:, :, 1] + y
+    y = torch.arange(flow.shape[3], device=flow.device, dtype=flow.dtype)
+    cells = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return flow.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR).add_(cells)
+
+
+def _pair(x: float, y: float, like: Tensor) -> Tensor:
+    """Return (2, 1, 1): a number for x and one for y, to combine with (B, P, 2, h, w)."""
+    return torch.tensor([x, y], dtype=like.dtype)[:, None, None].to(like.device, non_blocking=True)

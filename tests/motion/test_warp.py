@@ -14,7 +14,7 @@ ALL = slice(None)
 
 
 def constant_flow(dx: float, dy: float, height: int, width: int, clips: int = 1) -> Tensor:
-    return torch.tensor([dx, dy])[:, None, None].expand(clips, 1, 2, height, width).clone()
+    return torch.tensor([dx, dy], dtype=torch.float32)[:, None, None].expand(clips, 1, 2, height, width).clone()
 
 
 def random_case(seed: int = 0, clips: int = 2, height: int = 7, width: int = 9) -> tuple[Tensor, Tensor]:
