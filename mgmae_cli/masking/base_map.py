@@ -96,7 +96,10 @@ def _one_or_epsilon(chosen: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _bells(places: int, patch: int, stride: int, sigma: float, device: torch.device) -> Tensor:
-    """Return a (places, cells) table of bells along one axis, one a patch, at the centres of the axis's cells: not to be changed."""
+    """Return a (places, cells) table of bells along one axis, one a patch, at the centres of the axis's cells.
+
+    The table is kept, and must not be changed.
+    """
     centres = torch.arange(places, device=device) * patch + (patch - 1) / 2
     cells = torch.arange(places * (patch // stride), device=device) * stride + (stride - 1) / 2
     return torch.exp(-(((cells - centres[:, None]) / sigma) ** 2))
