@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from mgmae_cli.processor import has_amx
 
-SCORES_AT_A_TIME = 2_500_000  # 5 MB in bfloat16; 1568 tokens, as 16 frames of 224 x 224 have, fit as a whole
+SCORES_AT_A_TIME = 5_000_000  # 10 MB in bfloat16: of 1568 tokens, as 16 frames of 224 x 224 have, two heads'
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -42,33 +42,33 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v) if has_amx() else _chunked_forward(q, k, v)
-        ctx.save_for_backward(q, k, v, out)
-        return out
+        ctx.save_for_backward(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v) if has_amx() else _chunked_forward(q, k, v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        shapes = [x.shape for x in (q, k, v)]
-        # rowsum(P * dP) = rowsum(O * dO), as in FlashAttention (arXiv 2205.14135)
-        row = (grad_out.float() * out).sum(dim=-1, keepdim=True).to(q.dtype).flatten(0, 1)
+        batch_and_heads = q.shape[:2]
         q, k, v, grad_out = _by_head(q * scale, k, v, grad_out)
+        # A transposed matrix is slow on the left of a product, and scores are large: so what is small is turned round,
+        # and the gradients of k and v come out so.
+        q_t, grad_out_t = (x.transpose(1, 2).contiguous() for x in (q, grad_out))
         grad_q = torch.empty_like(q)
-        in_parts = _chunk_size(q, k)[1] < q.shape[1]
-        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32 if in_parts else None) for x in (k, v))
+        sums = torch.float32 if _chunk_size(q, k)[1] < q.shape[1] else q.dtype  # of products over parts of the queries
+        grad_k_t, grad_v_t = (x.new_zeros(len(x), x.shape[2], x.shape[1], dtype=sums) for x in (k, v))
         for heads, queries, scores, weights in _chunks(q, k):
-            here = heads, queries
+            here, here_t = (heads, queries), (heads, slice(None), queries)
             torch.bmm(q[here], k[heads].transpose(1, 2), out=scores)
             torch.softmax(scores, dim=-1, out=weights)
-            _add_product(weights.transpose(1, 2), grad_out[here], grad_v[heads])
+            _add_product(grad_out_t[here_t], weights, grad_v_t[heads])
             grad_scores = torch.bmm(grad_out[here], v[heads].transpose(1, 2), out=scores)
-            grad_scores.sub_(row[here]).mul_(weights)
+            torch.ops.aten._softmax_backward_data(grad_scores, weights, -1, q.dtype, grad_input=grad_scores)
             torch.bmm(grad_scores, k[heads], out=grad_q[here])
-            _add_product(grad_scores.transpose(1, 2), q[here], grad_k[heads])
-        grads = grad_q * scale, grad_k.to(q.dtype), grad_v.to(q.dtype)
-        return tuple(grad.view(shape) for grad, shape in zip(grads, shapes, strict=True))
+            _add_product(q_t[here_t], grad_scores, grad_k_t[heads])
+        grad_k, grad_v = (x.to(q.dtype).transpose(1, 2) for x in (grad_k_t, grad_v_t))
+        return tuple(x.unflatten(0, batch_and_heads) for x in (grad_q * scale, grad_k, grad_v))
 
 
 def _chunked_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
