@@ -16,6 +16,7 @@ from torch import Tensor
 from mgmae_cli.interfaces import FlowEstimator, FlowRequest, PluginOptions
 from mgmae_cli.motion import raft_pairs
 from mgmae_cli.motion.raft_weights import load_raft
+from mgmae_cli.processor import has_amx
 
 
 class RaftFlow(FlowEstimator):
@@ -31,7 +32,9 @@ class RaftFlow(FlowEstimator):
             None, description="file in torchvision's or princeton-vl's naming; default: torchvision's, downloaded"
         )
         scale: Literal[1, 2, 4, 8] = Field(2, description="flow comes on a grid this many times smaller")
-        precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on the CPU")
+        precision: Literal["auto", "fp32", "bf16"] = Field(
+            "auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32"
+        )
 
     options: RaftFlow.Options
 
@@ -55,12 +58,12 @@ class RaftFlow(FlowEstimator):
         clip = request.clip
         self.to(clip.device)
         batch, _, num_frames, height, width = clip.shape
-        frames = clip.transpose(1, 2).flatten(0, 1).float() / 127.5 - 1
+        frames = clip.transpose(1, 2).flatten(0, 1).to(torch.float32, memory_format=torch.channels_last)
+        frames = frames.div_(127.5).sub_(1)
         inner = (_workable(height), _workable(width))
         if inner != (height, width):
             frames = F.interpolate(frames, size=inner, mode="bilinear", align_corners=False)
         first = num_frames * torch.arange(batch)[:, None]
-        bf16 = self.options.precision == "bf16" or (self.options.precision == "auto" and clip.device.type == "cuda")
         flow = raft_pairs.flow_of_pairs(
             self._model,
             frames.contiguous(memory_format=torch.channels_last),
@@ -68,13 +71,18 @@ class RaftFlow(FlowEstimator):
             (request.target + first).flatten(),
             self.options.iterations,
             self.options.scale,
-            bf16,
+            self._bf16(clip.device),
         )
         if inner != (height, width):
             grid = (max(1, height // self.options.scale), max(1, width // self.options.scale))
             shrunk = torch.tensor([width / inner[1], height / inner[0]]).to(flow.device, non_blocking=True)
             flow = F.adaptive_avg_pool2d(flow, grid) * shrunk[:, None, None]
         return flow.view(*request.source.shape, *flow.shape[1:])
+
+    def _bf16(self, device: torch.device) -> bool:
+        if self.options.precision != "auto":
+            return self.options.precision == "bf16"
+        return device.type == "cuda" or (device.type == "cpu" and has_amx())
 
 
 def _workable(side: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 STRIDE = 8  # pixels a side of one feature cell
 SMALLEST_SIDE = 128  # pixels: the coarsest of the four correlation levels needs 2 x 2 cells
 # What passes at once on a GPU is bounded by memory. On a CPU few frames or pairs are faster: they stay in the cache.
-CPU_AT_ONCE = 2
+CPU_AT_ONCE = 2  # twice as many in bfloat16
 GPU_CELLS = 128 * 28**2  # cells of all frames in the encoders: 128 frames of 224 x 224
 GPU_CORRELATIONS = 128 * 28**4  # correlations of all pairs: 128 pairs of 224 x 224, 0.4 GB
 
@@ -50,8 +50,9 @@ def flow_of_pairs(
 
     cells = frames.shape[-2] * frames.shape[-1] // STRIDE**2
     on_cpu = frames.device.type == "cpu"
-    frames_at_once = CPU_AT_ONCE if on_cpu else max(1, GPU_CELLS // cells)
-    pairs_at_once = CPU_AT_ONCE if on_cpu else max(1, GPU_CORRELATIONS // cells**2)
+    cpu_at_once = 2 * CPU_AT_ONCE if bf16 else CPU_AT_ONCE
+    frames_at_once = cpu_at_once if on_cpu else max(1, GPU_CELLS // cells)
+    pairs_at_once = cpu_at_once if on_cpu else max(1, GPU_CORRELATIONS // cells**2)
 
     with torch.no_grad():
         used, place = torch.unique(torch.stack([source, target]), return_inverse=True)
@@ -84,7 +85,8 @@ def _refine(
     state, context = torch.split(context, [block.hidden_state_size, context.shape[1] - block.hidden_state_size], dim=1)
     state, context = torch.tanh(state), F.relu(context)
     shares = [gru.share(context) for gru in grus]
-    cells_P2hw = cell_coordinates(pyramid[0])
+    # all in channels_last, as the convolutions are: one tensor that is not would make copies of what it is joined to
+    cells_P2hw = cell_coordinates(pyramid[0]).contiguous(memory_format=torch.channels_last)
     flow = torch.zeros_like(cells_P2hw)
     for _ in range(iterations):
         correlation = look_up(pyramid, cells_P2hw + flow, model.corr_block.radius)
@@ -135,12 +137,15 @@ class Gru:
 
     def step(self, state: Tensor, motion: Tensor, share: tuple[Tensor, Tensor]) -> Tensor:
         """Return the next hidden state."""
-        zeros = motion.new_zeros(motion.shape[0], self.idle, *motion.shape[2:])
-        gates = F.conv2d(torch.cat([state, motion, zeros], dim=1), self.of_gates, padding=self.padding) + share[0]
-        update, reset = torch.sigmoid(gates).chunk(2, dim=1)
+        pairs, _, height, width = motion.shape
+        zeros = motion.new_zeros(pairs, height, width, self.idle).permute(
+            0, 3, 1, 2
+        )  # channels last, as the others are
+        gates = F.conv2d(torch.cat([state, motion, zeros], dim=1), self.of_gates, padding=self.padding)
+        update, reset = gates.add_(share[0]).sigmoid_().chunk(2, dim=1)
         seen = torch.cat([reset * state, motion, zeros], dim=1)
         candidate = F.conv2d(seen, self.of_candidate, padding=self.padding)
-        return torch.lerp(state, torch.tanh(candidate + share[1]), update)
+        return torch.lerp(state, candidate.add_(share[1]).tanh_(), update)
 
 
 def correlation_pyramid(source_PChw: Tensor, target_PChw: Tensor, levels: int) -> list[Tensor]:
@@ -173,15 +178,17 @@ def look_up(pyramid: list[Tensor], position_P2hw: Tensor, radius: int) -> Tensor
     As in the published code, the window's first axis runs along x.
     """
     pairs, _, height, width = position_P2hw.shape
-    steps = torch.arange(-radius, radius + 1, device=position_P2hw.device, dtype=torch.float32)
-    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
-    centre = position_P2hw.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
+    centre = position_P2hw.transpose(0, 1).reshape(2, -1, 1, 1)
+    steps = torch.arange(-radius, radius + 1, device=centre.device, dtype=torch.float32)
     found = []
     for level, correlation in enumerate(pyramid):
-        x, y = (centre / 2**level + window).unbind(dim=-1)
-        last_y, last_x = (side - 1 for side in correlation.shape[-2:])
-        place = torch.stack([x * (2 / last_x) - 1, y * (2 / last_y) - 1], dim=-1)
-        found.append(F.grid_sample(correlation, place, align_corners=True).view(pairs, height, width, -1))
+        # x and y are kept apart, each in one piece: working on pairs of numbers takes six times as long on a CPU
+        place = centre.new_empty(2, centre.shape[1], len(steps), len(steps))
+        for axis, (side, window) in enumerate(zip(correlation.shape[:-3:-1], (steps[:, None], steps[None, :]))):
+            unit = 2 / (side - 1)
+            torch.add(centre[axis] * (unit / 2**level) - 1, (window * unit).expand(place.shape[2:]), out=place[axis])
+        looked = F.grid_sample(correlation, place.permute(1, 2, 3, 0), align_corners=True)
+        found.append(looked.view(pairs, height, width, -1))
     return torch.cat(found, dim=-1).permute(0, 3, 1, 2)
 
 

@@ -14,7 +14,7 @@ from torchvision.models import optical_flow
 
 from mgmae_cli.errors import CheckpointError, RunError
 from mgmae_cli.interfaces import FlowRequest
-from mgmae_cli.motion import raft_pairs
+from mgmae_cli.motion import raft, raft_pairs
 from mgmae_cli.motion.raft import RaftFlow
 from mgmae_cli.motion.raft_weights import load_raft, torchvision_names
 
@@ -107,7 +107,7 @@ def test_flow_equals_torchvisions_pair_by_pair_with_random_weights(
 ) -> None:
     model = random_model(name)
     torch.save(model.state_dict(), tmp_path / "weights.bin")
-    options = RaftFlow.Options(model=name, weights=tmp_path / "weights.bin", iterations=2, scale=1)
+    options = RaftFlow.Options(model=name, weights=tmp_path / "weights.bin", iterations=2, scale=1, precision="fp32")
     flow = RaftFlow(options).estimate(FlowRequest(moving_photograph, SOURCE, TARGET))
     with torch.no_grad():
         expected = pair_by_pair(model, moving_photograph, SOURCE, TARGET, 2)
@@ -124,7 +124,7 @@ def test_flow_equals_torchvisions_pair_by_pair_with_trained_weights(
     model = BUILDERS["small"]().eval()
     model.load_state_dict(torchvision_names(torch.load(weights, map_location="cpu", weights_only=True)))
     for iterations in (1, 6):
-        options = RaftFlow.Options(weights=weights, iterations=iterations, scale=1)
+        options = RaftFlow.Options(weights=weights, iterations=iterations, scale=1, precision="fp32")
         flow = RaftFlow(options).estimate(FlowRequest(moving_photograph, SOURCE, TARGET))
         with torch.no_grad():
             expected = pair_by_pair(model, moving_photograph, SOURCE, TARGET, iterations)
@@ -175,6 +175,21 @@ def test_every_frame_is_encoded_once(moving_photograph: Tensor) -> None:
     frames = moving_photograph[0].transpose(0, 1).float() / 127.5 - 1
     raft_pairs.flow_of_pairs(model, frames, torch.tensor([0, 1, 2, 2]), torch.tensor([1, 2, 1, 3]), iterations=1)
     assert encoded == {"feature_encoder": 4, "context_encoder": 3}  # frame 4 is in no pair
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_takes_bf16_where_matrix_units_are(
+    amx: bool, moving_photograph: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft, "has_amx", lambda: amx)
+    torch.save(random_model("small").state_dict(), tmp_path / "w.pth")
+    request = FlowRequest(moving_photograph[:1], SOURCE[:1, :1], TARGET[:1, :1])
+    auto, fp32, bf16 = (
+        RaftFlow(RaftFlow.Options(weights=tmp_path / "w.pth", iterations=1, precision=precision)).estimate(request)
+        for precision in ("auto", "fp32", "bf16")
+    )
+    assert torch.equal(auto, bf16 if amx else fp32)
+    assert not torch.equal(bf16, fp32)
 
 
 def test_bf16_flow_stays_near_fp32s(moving_photograph: Tensor, shared_data: Path) -> None:
