@@ -42,7 +42,7 @@ def _shrink(frames: Frame, height: int, width: int) -> Frame:
         smaller = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]
         return np.stack(smaller)
     # no block of pixels reaches from one frame into the next: all frames at once, one below the other
-    tall = cv2.resize(frames.reshape(-1, full_width), (width, count * height), interpolation=cv2.INTER_AREA)
+    tall: Frame = cv2.resize(frames.reshape(-1, full_width), (width, count * height), interpolation=cv2.INTER_AREA)
     return tall.reshape(count, height, width)
 
 
