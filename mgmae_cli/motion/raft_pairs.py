@@ -138,9 +138,7 @@ class Gru:
     def step(self, state: Tensor, motion: Tensor, share: tuple[Tensor, Tensor]) -> Tensor:
         """Return the next hidden state."""
         pairs, _, height, width = motion.shape
-        zeros = motion.new_zeros(pairs, height, width, self.idle).permute(
-            0, 3, 1, 2
-        )  # channels last, as the others are
+        zeros = motion.new_zeros(pairs, height, width, self.idle).permute(0, 3, 1, 2)  # in channels_last, too
         gates = F.conv2d(torch.cat([state, motion, zeros], dim=1), self.of_gates, padding=self.padding)
         update, reset = gates.add_(share[0]).sigmoid_().chunk(2, dim=1)
         seen = torch.cat([reset * state, motion, zeros], dim=1)
