@@ -28,7 +28,7 @@ CLIPS = 8  # whose masks are drawn in each turn; on a GPU, a batch
 
 # Options of strategies whose cost is of interest, besides the default ones.
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "motion": ({"map_stride": 1}, {"warp": "forward"}, {"warp": "forward", "map_stride": 1}),
+    "motion": ({"map_stride": 1}, {"warp": "forward"}, {"warp": "forward", "map_stride": 1}, {"flow_step": 2}),
 }
 
 
@@ -135,7 +135,7 @@ def _with_and_without_flow(bench: Bench, strategy: str, options: Mapping[str, An
         yield Drawer(strategy, options, masker)
         return
     yield Drawer(strategy, options, replace(masker, estimator=RecordedFlow(masker.estimator)))
-    if not options:
+    if not options or "flow_step" in options:
         yield Drawer(strategy, options, masker, masker.estimator.name)
         if bench.options.weights is not None and masker.estimator.name != "raft":
             raft = {"flow.name": "raft", "flow.options.weights": str(bench.options.weights)}

@@ -5,9 +5,10 @@ optical flow to every other frame, and the tokens where it is highest stay visib
 what moves.
 
 Departures from the official code: see the headers of `base_map`, `propagate`, `select` and `mgmae_cli.motion.warp`.
-Maps live on a grid of `map_stride` pixels, since they are only used pooled over patches. `as_published` brings back
-the official code's flow direction before the base frame, its scaling of flow, and its number of visible tokens; not
-its test for holes and not its one random base frame for a whole batch.
+Maps live on a grid of `map_stride` pixels, since they are only used pooled over patches, and there may be one for each
+`flow_step` frames, since they are pooled over slots, too. `as_published` brings back the official code's flow direction
+before the base frame, its scaling of flow, and its number of visible tokens; not its test for holes and not its one
+random base frame for a whole batch.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ class MotionOptions(MaskStrategy.Options):
     map_stride: int | None = Field(
         None, ge=1, description="pixels per cell of the maps' grid, a divisor of the patch size; default: patch / 4"
     )
+    flow_step: int = Field(
+        1,
+        ge=1,
+        description="frames from one map to the next, a divisor of the tubelet's; 2 estimates half as many flows, each "
+        "across two frames",
+    )
     as_published: bool = Field(
         False, description="repeat the official code's defects: flow direction before the base frame, scale, budget"
     )
@@ -68,6 +75,11 @@ class MotionOptions(MaskStrategy.Options):
                         f"{key} = {getattr(self, key)} has no effect with init = {self.init}; "
                         f"drop {key}, or use init = gaussian"
                     )
+        if self.as_published and self.flow_step > 1:
+            raise ValueError(
+                f"as_published = true contradicts flow_step = {self.flow_step}: the official code carries its map "
+                "through every frame; drop one of them"
+            )
         if self.as_published and self.warp == "forward":
             raise ValueError(
                 "as_published = true contradicts warp = forward, where the official code crashes; use warp = backward"
@@ -87,24 +99,31 @@ class MotionMask(MaskStrategy):
 
     def sample(self, inputs: MaskInputs) -> Tensor:
         grid = inputs.grid
-        values = pool_tokens(self.visibility(inputs), grid.slots, grid.rows, grid.cols)
+        values = pool_tokens(self._maps(inputs), grid.slots, grid.rows, grid.cols)
         tie_noise = inputs.rand(inputs.batch, grid.patches)
         return select_tokens(values, self._visible_per_slot(grid, inputs.ratio), self.options.select, tie_noise)
 
     def visibility(self, inputs: MaskInputs) -> Tensor:
-        options, grid = self.options, inputs.grid
+        return self._maps(inputs).repeat_interleave(self.options.flow_step, dim=1)
+
+    def _maps(self, inputs: MaskInputs) -> Tensor:
+        """Return the (B, T / flow_step, h, w) maps: one for each run of `flow_step` frames."""
+        options, grid, step = self.options, inputs.grid, self._flow_step(inputs.grid)
         base_map = self._base_map(inputs)
         base = self.base_frames(inputs)
-        source, target = frame_pairs(base, grid.frames, options.warp, options.as_published)
-        flow = flow_to_grid(inputs.flow(source, target), base_map.shape[1:], (grid.height, grid.width))
+        source, target = frame_pairs(base // step, grid.frames // step, options.warp, options.as_published)
+        place = (base % step)[:, None]  # of the frame that stands for its run: the base frame does for its own
+        flow = inputs.flow(source * step + place, target * step + place)
+        flow = flow_to_grid(flow, base_map.shape[1:], (grid.height, grid.width))
         if options.as_published:
             flow = _scale_as_published(flow, grid)
         warp = BackwardWarp(flow) if options.warp == "backward" else ForwardWarp(flow)
-        return propagate(base_map, base, warp, options.hole_filling)
+        return propagate(base_map, base // step, warp, options.hole_filling)
 
     def visible_tokens(self, grid: ClipGrid, ratio: float) -> int:
         """Return V, the common budget; with `as_published`, the official code's smaller one."""
-        self._stride(grid)  # a stride that doesn't fit is told before the first batch
+        self._stride(grid)  # what doesn't fit is told before the first batch
+        self._flow_step(grid)
         return grid.slots * self._visible_per_slot(grid, ratio)
 
     def base_frames(self, inputs: MaskInputs) -> Tensor:
@@ -136,6 +155,15 @@ class MotionMask(MaskStrategy):
                 f"mask.options.map_stride = {stride}: must divide model.patch = {grid.patch}; use one of {fitting}"
             )
         return stride
+
+    def _flow_step(self, grid: ClipGrid) -> int:
+        step = self.options.flow_step
+        if grid.tubelet % step:
+            fitting = ", ".join(str(n) for n in range(1, grid.tubelet + 1) if grid.tubelet % n == 0)
+            raise ConfigError(
+                f"mask.options.flow_step = {step}: must divide model.tubelet = {grid.tubelet}; use one of {fitting}"
+            )
+        return step
 
     def _base_map(self, inputs: MaskInputs) -> Tensor:
         options, grid, stride = self.options, inputs.grid, self._stride(inputs.grid)

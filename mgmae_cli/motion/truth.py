@@ -37,7 +37,7 @@ class TruthFlowEstimator(FlowEstimator):
             row, pair = ((target - source).abs() != 1).nonzero()[0].tolist()
             raise PluginError(
                 f"flow 'truth' was asked for frames {int(source[row, pair])} -> {int(target[row, pair])}; "
-                "it knows neighbouring frames only"
+                "it knows neighbouring frames only: motion masks need mask.options.flow_step=1 with it"
             )
         device = request.clip.device
         rows = torch.arange(len(source), device=device)[:, None]

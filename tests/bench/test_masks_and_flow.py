@@ -55,6 +55,8 @@ def test_every_registered_strategy_is_measured_with_and_without_flow(make_bench:
         "motion:map_stride=1",
         "motion:warp=forward",
         "motion:warp=forward,map_stride=1",
+        "motion:flow_step=2",
+        "motion:flow_step=2 with flow dis",
         "random",
         "tube",
         "tiny fp32 mgmae step",

@@ -56,13 +56,15 @@ def test_motion_with_zero_flow_is_some_tube_mask_whatever_the_initial_map(option
 @pytest.mark.parametrize("warp", ["backward", "forward"])
 @pytest.mark.parametrize("base_frame", ["first", "middle", "random"])
 @pytest.mark.parametrize("direction", [(1, 0), (-1, 0), (0, 1), (0, -1), (1, -1)])
+@pytest.mark.parametrize("flow_step", [1, 2])
 def test_visible_patch_moves_one_patch_per_slot_with_the_flow(
-    warp: str, base_frame: str, direction: tuple[int, int]
+    warp: str, base_frame: str, direction: tuple[int, int], flow_step: int
 ) -> None:
     # Half a patch a frame is one patch a slot. One visible patch; clips where it would leave the frame are dropped.
     grid, clips = ClipGrid(8, 11 * 4, 13 * 4, 2, 4), 32
     estimator = ShiftFlow(2 * direction[0], 2 * direction[1])
-    mask = motion(warp=warp, base_frame=base_frame).sample(mask_inputs(grid, 0.995, clips, 11, estimator))
+    strategy = motion(warp=warp, base_frame=base_frame, flow_step=flow_step)
+    mask = strategy.sample(mask_inputs(grid, 0.995, clips, 11, estimator))
     visible = ~mask.view(clips, grid.slots, grid.rows, grid.cols)
     assert (visible.sum((2, 3)) == 1).all()
     where = visible.flatten(2).int().argmax(2)
@@ -85,6 +87,29 @@ def test_map_is_the_base_map_shifted_by_the_flow_before_and_after_the_base_frame
         moved = maps[:, 4].roll([(frame - 4) * step for step in cells], dims=(1, 2))
         torch.testing.assert_close(maps[:, frame][inner], moved[inner], atol=1e-5, rtol=0)
     assert (maps[:, 3][inner] - maps[:, 4][inner]).abs().max() > 0.1  # the map is not just flat
+
+
+@pytest.mark.parametrize("warp", ["backward", "forward"])
+@pytest.mark.parametrize(("frames", "tubelet", "step", "base"), [(8, 2, 2, 4), (6, 2, 2, 3), (12, 6, 3, 6)])
+def test_with_a_flow_step_frames_share_the_map_of_one_of_them(
+    warp: str, frames: int, tubelet: int, step: int, base: int
+) -> None:
+    grid, estimator = ClipGrid(frames, 128, 128, tubelet, 16), ShiftFlow(4, -8)
+    maps = motion(warp=warp, map_stride=4, flow_step=step).visibility(mask_inputs(grid, 0.9, 2, 0, estimator))
+    assert maps.shape == (2, frames, 32, 32)
+    inner = (..., slice(13, -13), slice(13, -13))
+    for frame in range(frames):
+        standing_in = frame // step * step + base % step
+        moved = maps[:, base].roll([(standing_in - base) * cells for cells in (-2, 1)], dims=(1, 2))
+        torch.testing.assert_close(maps[:, frame][inner], moved[inner], atol=1e-5, rtol=0)
+    (request,) = estimator.requests
+    assert request.source.shape == (2, frames // step - 1)
+    assert ((request.target - request.source).abs() == step).all()
+
+
+def test_a_flow_step_that_does_not_divide_the_tubelet_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"flow_step = 4: must divide model\.tubelet = 6; use one of 1, 2, 3, 6"):
+        motion(flow_step=4).visible_tokens(ClipGrid(12, 32, 32, 6, 8), 0.75)
 
 
 @pytest.mark.parametrize(("base_frame", "base"), [("first", 0), ("middle", 4)])
@@ -174,6 +199,7 @@ def test_as_published_budget_of_zero_is_refused() -> None:
         ({"as_published": True, "warp": "forward"}, "contradicts warp = forward"),
         ({"sigma": 0}, "greater than 0"),
         ({"map_stride": 0}, "greater than or equal to 1"),
+        ({"as_published": True, "flow_step": 2}, "as_published = true contradicts flow_step = 2"),
         ({"warp": "sideways"}, "'backward' or 'forward'"),
         ({"speed": 1}, "Extra inputs are not permitted"),
     ],
