@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--gpu"):
-        others = [item for item in items if Path(__file__).parent / "gpu" not in item.path.parents]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in set(others)]
+        folder = Path(__file__).parent / "gpu"
+        config.hook.pytest_deselected(items=[item for item in items if folder not in item.path.parents])
+        items[:] = [item for item in items if folder in item.path.parents]
 
 
 def _shared_data() -> Path | None:
@@ -43,3 +45,17 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("no real data: set MGMAE_SHARED to a folder with data/, or place shared/ beside the checkout")
     return folder
+
+
+@pytest.fixture
+def mgmae(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a function that runs `mgmae ...` in this process and returns its exit code."""
+    from mgmae_cli.cli.app import main
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["mgmae", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return run

@@ -135,7 +135,7 @@ def _with_and_without_flow(bench: Bench, strategy: str, options: Mapping[str, An
         yield Drawer(strategy, options, masker)
         return
     yield Drawer(strategy, options, replace(masker, estimator=RecordedFlow(masker.estimator)))
-    if not options or "flow_step" in options:
+    if not options or "flow_step" in options:  # other options change what is made of the flow, not the flow
         yield Drawer(strategy, options, masker, masker.estimator.name)
         if bench.options.weights is not None and masker.estimator.name != "raft":
             raft = {"flow.name": "raft", "flow.options.weights": str(bench.options.weights)}

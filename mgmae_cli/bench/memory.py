@@ -38,30 +38,30 @@ def step_memory(spec: StepSpec, threads: int) -> int:
 
     Weights, gradients, activations and the batch count, libraries don't.
     """
-    from mgmae_cli.bench.step import make_model, make_step
-
     if spec.peer:
         import transformers.models.videomae.modeling_videomae  # noqa: F401 - its own size is not the step's
 
     torch.set_num_threads(threads)
     before = _most_resident()
-    step = make_step(spec, make_model(spec))
-    for number in range(STEPS):
-        step(number)
+    _do_steps(spec)
     return _most_resident() - before
 
 
 def _gpu_memory(spec: StepSpec) -> int:
     """Return the same of a GPU's memory, in bytes that torch has allocated."""
+    device = spec.place.device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    _do_steps(spec)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _do_steps(spec: StepSpec) -> None:
     from mgmae_cli.bench.step import make_model, make_step
 
-    device = spec.place.device
-    before = torch.cuda.memory_allocated(device)
     step = make_step(spec, make_model(spec))
-    torch.cuda.reset_peak_memory_stats(device)
     for number in range(STEPS):
         step(number)
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _most_resident() -> int:

@@ -156,12 +156,13 @@ def run_step(bench: Bench) -> list[Table]:
     specs = step_specs(bench)
     products = [matrix_product(place) for place in bench.places()]
     timings = race([*products, *step_competitors(specs)], bench.options.repeats, bench.say)
+    on_gpu = bench.device.type == "cuda"
     # torch.compile's own processes and code would be counted on a CPU
-    weighed = [spec for spec in specs if bench.device.type == "cuda" or not spec.compiled]
+    weighed = [spec for spec in specs if on_gpu or not spec.compiled]
     # what torch allocates on a GPU is the same each time
-    repeats = 1 if bench.device.type == "cuda" else min(bench.options.repeats, MEMORY_REPEATS)
+    repeats = 1 if on_gpu else min(bench.options.repeats, MEMORY_REPEATS)
     memory = peak_memory(weighed, repeats, bench.say)
-    unit, scale = ("TFLOP/s", 1e-12) if bench.device.type == "cuda" else ("GFLOP/s", 1e-9)
+    unit, scale = ("TFLOP/s", 1e-12) if on_gpu else ("GFLOP/s", 1e-9)
     rows = [Row(product.name, {"rate": timings[product.name].rate(unit, scale)}) for product in products]
     rows += [Row(spec.name, _figures(spec, timings, memory)) for spec in specs]
     grid = bench.options.grid

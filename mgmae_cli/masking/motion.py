@@ -25,7 +25,7 @@ from mgmae_cli.interfaces import MaskInputs, MaskStrategy
 from mgmae_cli.masking.base_map import draw_visible, gaussian_map, pixel_map, token_map
 from mgmae_cli.masking.propagate import HoleFilling, frame_pairs, propagate
 from mgmae_cli.masking.select import pool_tokens, select_tokens
-from mgmae_cli.motion.warp import BackwardWarp, ForwardWarp, flow_to_grid
+from mgmae_cli.motion.warp import BackwardWarp, ForwardWarp, flow_to_grid, per_axis
 
 
 class MotionOptions(MaskStrategy.Options):
@@ -149,21 +149,10 @@ class MotionMask(MaskStrategy):
         stride = self.options.map_stride
         if stride is None:
             return _default_stride(grid.patch)
-        if grid.patch % stride:
-            fitting = ", ".join(str(n) for n in range(1, grid.patch + 1) if grid.patch % n == 0)
-            raise ConfigError(
-                f"mask.options.map_stride = {stride}: must divide model.patch = {grid.patch}; use one of {fitting}"
-            )
-        return stride
+        return _divisor("map_stride", stride, "patch", grid.patch)
 
     def _flow_step(self, grid: ClipGrid) -> int:
-        step = self.options.flow_step
-        if grid.tubelet % step:
-            fitting = ", ".join(str(n) for n in range(1, grid.tubelet + 1) if grid.tubelet % n == 0)
-            raise ConfigError(
-                f"mask.options.flow_step = {step}: must divide model.tubelet = {grid.tubelet}; use one of {fitting}"
-            )
-        return step
+        return _divisor("flow_step", self.options.flow_step, "tubelet", grid.tubelet)
 
     def _base_map(self, inputs: MaskInputs) -> Tensor:
         options, grid, stride = self.options, inputs.grid, self._stride(inputs.grid)
@@ -177,6 +166,14 @@ class MotionMask(MaskStrategy):
         return gaussian_map(visible, grid.patch, stride, options.sigma or grid.patch, options.combine)
 
 
+def _divisor(option: str, value: int, whole: str, size: int) -> int:
+    """Return an option's value, which must divide a size of the model."""
+    if size % value:
+        fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise ConfigError(f"mask.options.{option} = {value}: must divide model.{whole} = {size}; use one of {fitting}")
+    return value
+
+
 def _default_stride(patch: int) -> int:
     """Return the coarsest grid that hardly changes a mask: a quarter of a patch, or the next finer that divides it."""
     return next(stride for stride in range(max(1, patch // 4), 0, -1) if patch % stride == 0)
@@ -184,5 +181,4 @@ def _default_stride(patch: int) -> int:
 
 def _scale_as_published(flow: Tensor, grid: ClipGrid) -> Tensor:
     """Divide by W / 2 where coordinates of aligned corners want (W - 1) / 2: all flow a little too short."""
-    short = torch.tensor([(grid.width - 1) / grid.width, (grid.height - 1) / grid.height])
-    return flow * short.to(flow.device, non_blocking=True)[:, None, None]
+    return flow * per_axis((grid.width - 1) / grid.width, (grid.height - 1) / grid.height, flow)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgmae_cli.errors import ConfigError
 from mgmae_cli.interfaces import FlowRequest
+from mgmae_cli.motion.warp import per_axis
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 FlowField = np.ndarray[Any, np.dtype[np.float32]]
@@ -78,5 +79,5 @@ def estimate_on_grey(
             field = estimate_pair(frames[start], frames[end])
             flow[row, pair] = torch.from_numpy(field).permute(2, 0, 1)
     if (height, width) != (full_height, full_width):
-        flow *= torch.tensor([full_width / width, full_height / height]).view(2, 1, 1)
+        flow *= per_axis(full_width / width, full_height / height, flow)
     return flow.to(request.clip.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mgmae_cli.interfaces import FlowEstimator, FlowRequest, PluginOptions
 from mgmae_cli.motion import raft_pairs
 from mgmae_cli.motion.raft_weights import load_raft
+from mgmae_cli.motion.warp import per_axis
 from mgmae_cli.processor import has_amx
 
 
@@ -75,8 +76,7 @@ class RaftFlow(FlowEstimator):
         )
         if inner != (height, width):
             grid = (max(1, height // self.options.scale), max(1, width // self.options.scale))
-            shrunk = torch.tensor([width / inner[1], height / inner[0]]).to(flow.device, non_blocking=True)
-            flow = F.adaptive_avg_pool2d(flow, grid) * shrunk[:, None, None]
+            flow = F.adaptive_avg_pool2d(flow, grid) * per_axis(width / inner[1], height / inner[0], flow)
         return flow.view(*request.source.shape, *flow.shape[1:])
 
     def _bf16(self, device: torch.device) -> bool:

@@ -45,13 +45,13 @@ class BackwardWarp:
     def __init__(self, flow: Tensor) -> None:
         height, width = flow.shape[3:]
         landing = _landing(flow)
-        inside = landing.clamp(min=0).minimum(_pair(width - 1, height - 1, landing))
+        inside = landing.clamp(min=0).minimum(per_axis(width - 1, height - 1, landing))
         outside = landing.sub_(inside).abs_()
         self.hole = torch.maximum(outside[:, :, 0], outside[:, :, 1]) > 0.5
         # grid_sample wants -1 to 1 over its input. On 2^n + 1 cells this is exact for whole cells: with no flow, a map
         # stays as it is to the last bit.
         self._canvas = [1 + 2 ** max(1, (size - 1).bit_length()) for size in (height, width)]
-        half = _pair((self._canvas[1] - 1) / 2, (self._canvas[0] - 1) / 2, inside)
+        half = per_axis((self._canvas[1] - 1) / 2, (self._canvas[0] - 1) / 2, inside)
         self._sample_at = inside.div_(half).sub_(1).permute(0, 1, 3, 4, 2)
 
     def __call__(self, known: Tensor, clips: Rows, pair: int) -> Tensor:
@@ -127,7 +127,12 @@ def flow_to_grid(flow: Tensor, grid: Sequence[int], pixels: Sequence[int]) -> Te
     across, down = width / pixels[1], height / pixels[0]
     if across == down:
         return flow * across if across != 1 else flow
-    return torch.stack((flow[:, :, 0] * across, flow[:, :, 1] * down), dim=2)
+    return flow * per_axis(across, down, flow)
+
+
+def per_axis(x: float, y: float, like: Tensor) -> Tensor:
+    """Return (2, 1, 1), made without waiting for a GPU: a number for x and one for y, to go with (..., 2, h, w)."""
+    return torch.tensor([x, y], dtype=like.dtype)[:, None, None].to(like.device, non_blocking=True)
 
 
 def _block_mean(images: Tensor, height: int, width: int) -> Tensor:
@@ -149,8 +154,3 @@ def _landing(flow: Tensor) -> Tensor:
     y = torch.arange(flow.shape[3], device=flow.device, dtype=flow.dtype)
     cells = torch.stack(torch.meshgrid(x, y, indexing="xy"))
     return flow.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR).add_(cells)
-
-
-def _pair(x: float, y: float, like: Tensor) -> Tensor:
-    """Return (2, 1, 1): a number for x and one for y, to combine with (B, P, 2, h, w)."""
-    return torch.tensor([x, y], dtype=like.dtype)[:, None, None].to(like.device, non_blocking=True)

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mgmae_cli.cli.app import main
 from mgmae_cli.config import recipe_layer
 from mgmae_cli.settings import resolve
 
@@ -34,15 +33,12 @@ def write_video(path: Path, frames: int = 24, height: int = 48, width: int = 64)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def run(mgmae: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Return a function that runs `mgmae ...` in an empty folder and returns (exit code, standard error)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mgmae", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), capsys.readouterr().err
+        return mgmae(*arguments), capsys.readouterr().err
 
     return call
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mgmae_cli.cli import app
 from tests.downstream.conftest import write_checkpoint
 
 SMALL = ["--workers", "0", "--device", "cpu"]
@@ -20,32 +19,24 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("pretrained"))
 
 
-def mgmae(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command line; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["mgmae", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        app.main()
-    return int(end.value.code or 0)
-
-
 def test_finetune_then_evaluate(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pretrained: Path, tmp_path: Path, mgmae: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     start = ["finetune", pretrained, "--steps", 2, "--batch-size", 4, "--out", run, *SMALL, *FEW]
-    assert mgmae(*start, monkeypatch=monkeypatch) == 0
+    assert mgmae(*start) == 0
     assert "top-1: best" in capsys.readouterr().out
     assert "mgmae finetune --recipe config.yaml" in (run / "config.yaml").read_text().splitlines()[0]
     test = ["evaluate", run, "--merge", "logit", "--clips", 2, "--out", tmp_path / "test", *SMALL]
-    assert mgmae(*test, monkeypatch=monkeypatch) == 0
+    assert mgmae(*test) == 0
     said = capsys.readouterr().out
     assert "of 10 videos" in said
     assert "2 clips x 1 crops, merged by logit" in said
     assert json.loads((tmp_path / "test" / "results.json").read_text())["videos"] == 10
     again = ["finetune", "--recipe", run / "config.yaml", "--out", tmp_path / "again", "--seed", 3]
-    assert mgmae(*again, monkeypatch=monkeypatch) == 0
-    assert mgmae("finetune", "--resume", run, monkeypatch=monkeypatch) == 0
-    assert mgmae("finetune", pretrained, "--resume", run, monkeypatch=monkeypatch) == 2
+    assert mgmae(*again) == 0
+    assert mgmae("finetune", "--resume", run) == 0
+    assert mgmae("finetune", pretrained, "--resume", run) == 2
     assert "drop" in capsys.readouterr().err
 
 
@@ -54,21 +45,21 @@ def test_probe(
     options: list[object],
     pretrained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mgmae: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     common = ["--cache", tmp_path / "cache", "--out", tmp_path / "probe", *SMALL, *FEW]
-    assert mgmae("probe", pretrained, *options, *common, monkeypatch=monkeypatch) == 0
+    assert mgmae("probe", pretrained, *options, *common) == 0
     said = capsys.readouterr().out
     assert "in percent of 10 videos" in said
     assert "last" in said
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2 * (2 if "--layers" in options else 1)
 
 
-def test_features(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features(pretrained: Path, tmp_path: Path, mgmae: Callable[..., int]) -> None:
     options = ["--layers", "1,last", "--format", "safetensors", "--dtype", "float16", "--out", tmp_path / "out"]
     few = ["--set", "data.options.clips=4"]
-    assert mgmae("features", pretrained, *options, *few, *SMALL, monkeypatch=monkeypatch) == 0
+    assert mgmae("features", pretrained, *options, *few, *SMALL) == 0
     assert json.loads((tmp_path / "out" / "features.json").read_text())["layers"] == ["1", "last"]
     assert (tmp_path / "out" / "features.safetensors").is_file()
 
@@ -95,12 +86,13 @@ def test_mistakes_are_answered_in_one_line_with_exit_code_2(
     message: str,
     pretrained: Path,
     tmp_path: Path,
+    mgmae: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     typed = [str(pretrained) if word == "PRETRAINED" else word for word in arguments]
-    assert mgmae(*typed, monkeypatch=monkeypatch) == 2
+    assert mgmae(*typed) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in said
     assert said.startswith("error: ")

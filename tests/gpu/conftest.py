@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 import pytest
 import torch
-
-from mgmae_cli.cli.app import main
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +16,3 @@ def needs_a_gpu(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def gpu() -> torch.device:
     return torch.device("cuda", 0)
-
-
-@pytest.fixture
-def mgmae(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Return a function that runs `mgmae ...` in this process and returns its exit code."""
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["mgmae", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
-
-    return run
